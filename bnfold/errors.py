@@ -1,0 +1,60 @@
+"""Every exception that bnfold raises on purpose.
+
+::
+
+    BnfoldError              the root: one sentence that says what, where and what to do
+    ├── InputError           something that the caller gave cannot be used
+    │   ├── ModelError       an ONNX file that is missing, damaged, unsafe or not supported
+    │   ├── DataError        a data set that is missing or not laid out as was said
+    │   └── CheckpointError  weights that are missing, damaged or for another architecture
+    ├── OutputError          a result that cannot be written where it was asked for
+    ├── SetupError           this machine lacks something
+    │   ├── MissingExtraError    a package of an extra is not installed
+    │   └── ProviderError        an execution provider that is absent or does not run
+    └── WorkerError          a worker process failed or was killed
+
+A refusal to fold is not an error: it is a :class:`bnfold.fold.report.Reason`.
+The command line turns every :class:`BnfoldError` into exit code 3 and its message.
+"""
+
+from __future__ import annotations
+
+
+class BnfoldError(Exception):
+    """Root of all errors that bnfold raises on purpose; the message is one sentence for a user."""
+
+
+class InputError(BnfoldError):
+    """Something that the caller gave cannot be used."""
+
+
+class ModelError(InputError):
+    """An ONNX model is missing, damaged, unsafe to load or not supported."""
+
+
+class DataError(InputError):
+    """A data set is missing or is not laid out as was said."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint is missing, damaged or belongs to another architecture."""
+
+
+class OutputError(BnfoldError):
+    """A result cannot be written where it was asked for."""
+
+
+class SetupError(BnfoldError):
+    """This machine lacks something that the request needs."""
+
+
+class MissingExtraError(SetupError):
+    """A package that belongs to one of bnfold's extras is not installed."""
+
+
+class ProviderError(SetupError):
+    """An execution provider is unknown, not installed, or installed and unable to run."""
+
+
+class WorkerError(BnfoldError):
+    """A worker process failed, was killed or did not answer."""

@@ -1,0 +1,104 @@
+"""Write files so that each one appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bnfold.errors import OutputError
+
+StrPath = str | os.PathLike[str]
+
+
+def check_output_file(path: StrPath) -> Path:
+    """Return ``path`` as a :class:`~pathlib.Path` if a file can be created there.
+
+    Call it before long work starts, so that a wrong path costs seconds rather than hours.
+
+    Raises:
+        OutputError: the path is a folder, or its parent folder does not exist or cannot be written.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise OutputError(f"{target} is a folder; give the path of a file to write")
+    if not target.parent.is_dir():
+        raise OutputError(f"the folder {target.parent} does not exist; create it first")
+    if not os.access(target.parent, os.W_OK):
+        raise OutputError(f"the folder {target.parent} cannot be written; choose another place")
+    return target
+
+
+def make_output_folder(path: StrPath) -> Path:
+    """Create the folder ``path``, parents included, and return it.
+
+    Raises:
+        OutputError: a file of that name exists or the folder cannot be created.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"the folder {folder} cannot be created: {error.strerror or error}") from error
+    return folder
+
+
+@contextmanager
+def staging_folder(target: StrPath) -> Iterator[Path]:
+    """A hidden folder beside ``target``, for files that :func:`publish` then moves into place.
+
+    It lies on the same file system, so that the move is atomic, and is removed at the end whatever happens.
+
+    Raises:
+        OutputError: the folder cannot be made, or a write inside the block failed (for example, a full disk).
+    """
+    destination = check_output_file(target)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise OutputError(f"{destination} cannot be written: {error.strerror or error}") from error
+
+
+def publish(source: Path, target: StrPath) -> None:
+    """Move a finished file into place with one atomic rename, its bytes on disk first."""
+    with source.open("rb") as stream:
+        os.fsync(stream.fileno())
+    if Path(target).exists():
+        shutil.copymode(target, source)
+    source.replace(target)
+
+
+def write_bytes(path: StrPath, content: bytes) -> None:
+    """Write ``content`` to ``path`` atomically.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    with staging_folder(path) as folder:
+        staged = folder / "content"
+        staged.write_bytes(content)
+        publish(staged, path)
+
+
+def write_text(path: StrPath, content: str) -> None:
+    """Write ``content`` to ``path`` atomically as UTF-8.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    write_bytes(path, content.encode())
+
+
+def write_json(path: StrPath, document: Any) -> None:
+    """Write ``document`` to ``path`` atomically as indented JSON, with NaN and infinities refused.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")

@@ -1,0 +1,182 @@
+"""Load ONNX files without trusting them; save them whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from bnfold.errors import ModelError, OutputError
+from bnfold.files import StrPath, check_output_file, publish, staging_folder
+
+ExternalData = Literal["auto", "always", "never"]
+
+#: A protobuf message cannot exceed 2 GiB; ``auto`` moves the weights out well before that.
+_EMBED_LIMIT = 1 << 30
+
+
+def load_model(path: StrPath) -> ir.Model:
+    """Load an ONNX file; weights kept in external data are mapped, not read.
+
+    Raises:
+        ModelError: the file is missing, is not an ONNX model, is damaged, breaks the ONNX specification,
+            or its external data is missing, truncated or outside the model's folder.
+    """
+    source = Path(path)
+    if source.is_dir():
+        raise ModelError(f"{source} is a folder; give the path of an ONNX file")
+    if not source.exists():
+        raise ModelError(f"{source} does not exist")
+    try:
+        proto = onnx.load(source, load_external_data=False)
+    except DecodeError as error:
+        raise ModelError(f"{source} is not an ONNX model, or is damaged: it cannot be parsed") from error
+    except OSError as error:
+        raise ModelError(f"{source} cannot be read: {error.strerror or error}") from error
+    if not proto.HasField("graph") or not proto.opset_import:
+        raise ModelError(f"{source} is not an ONNX model: it holds no graph")
+    model = _deserialize(proto, source)
+    ir.external_data.set_base_dir(model.graph, source.parent)
+    for tensor in external_tensors(model):
+        _check_external(tensor, source)
+    check_model(proto, source)
+    return model
+
+
+def check_model(proto: onnx.ModelProto, source: StrPath) -> None:
+    """Hold a model against the ONNX specification.
+
+    Args:
+        proto: the model; its external data is not looked at.
+        source: what to call the model in an error.
+
+    Raises:
+        ModelError: the model breaks the specification.
+    """
+    try:
+        onnx.checker.check_model(_without_external_data(proto))
+    except (onnx.checker.ValidationError, ValueError) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise ModelError(f"{source} is not a valid ONNX model: {first_line}") from error
+
+
+def _without_external_data(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model with its external tensors turned into inputs' worth of nothing.
+
+    The checker wants to open external files relative to the working folder; bnfold has checked them already.
+    """
+    if not any(onnx.external_data_helper.uses_external_data(t) for t in proto.graph.initializer):
+        return proto
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    for tensor in copy.graph.initializer:
+        if onnx.external_data_helper.uses_external_data(tensor):
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensor.ClearField("dims")
+            tensor.dims.append(0)
+    return copy
+
+
+def _deserialize(proto: onnx.ModelProto, source: Path) -> ir.Model:
+    try:
+        return ir.from_proto(proto)
+    except (ValueError, TypeError, KeyError, NotImplementedError) as error:
+        raise ModelError(f"{source} is not a valid ONNX model: {error}") from error
+
+
+def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """Every tensor of the model, subgraphs and attributes included, whose data is in another file."""
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                yield value.const_value
+        for node in graph:
+            for attribute in node.attributes.values():
+                if isinstance(attribute, ir.Attr) and isinstance(attribute.value, ir.ExternalTensor):
+                    yield attribute.value
+
+
+def _check_external(tensor: ir.ExternalTensor, source: Path) -> None:
+    """Refuse external data that is not a whole regular file inside the model's own folder."""
+    folder = source.parent.resolve()
+    location = Path(tensor.location)
+    file = (folder / location).resolve()  # follows links, so that one cannot lead outside
+    if location.is_absolute() or not file.is_relative_to(folder):
+        raise ModelError(
+            f"{source}: the external data of {tensor.name!r} points outside the model's folder ({location}); "
+            "a model may only read files beside itself"
+        )
+    if not file.is_file():
+        raise ModelError(
+            f"{source}: the external data file {location} of {tensor.name!r} is missing; "
+            "put it beside the model"
+        )
+    end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
+    if (tensor.length is not None and tensor.length < tensor.nbytes) or file.stat().st_size < end:
+        raise ModelError(f"{source}: the external data file {location} is too short for {tensor.name!r}")
+
+
+def save_model(model: ir.Model, path: StrPath, *, external_data: ExternalData = "auto") -> Path:
+    """Write a model atomically and return its path.
+
+    Args:
+        model: the model to write.
+        path: the file to create; weights go to ``<name>.data`` beside it when they are external.
+        external_data: ``auto`` keeps the weights inside the file up to 1 GiB; ``always`` and ``never`` as said.
+
+    Raises:
+        OutputError: the file cannot be written, or the model is too large to be written without external data.
+    """
+    target = check_output_file(path)
+    weights = sum(
+        value.const_value.nbytes
+        for graph in (model.graph, *model.graph.subgraphs())
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
+    external = external_data == "always" or (external_data == "auto" and weights > _EMBED_LIMIT)
+    data_name = f"{target.name}.data"
+    with staging_folder(target) as folder:
+        staged = folder / target.name
+        try:
+            # onnx-ir would keep a tensor that is external already where it is: load those that must move in.
+            if not external:
+                ir.save(_embedded(model), staged)
+            else:
+                ir.save(model, staged, external_data=data_name)
+        except ValueError as error:  # protobuf's own limit
+            raise OutputError(
+                f"{target} would be larger than the 2 GiB that one file may hold; "
+                "store the weights as external data"
+            ) from error
+        staged_data = folder / data_name
+        if staged_data.exists():  # the data first: a model that is there is a model that loads
+            publish(staged_data, target.with_name(data_name))
+        publish(staged, target)
+    return target
+
+
+def _embedded(model: ir.Model) -> ir.Model:
+    """``model`` with the weights of external files in memory, so that it is written as one file."""
+    if next(external_tensors(model), None) is None:
+        return model
+    copy = model.clone()
+    ir.external_data.load_to_model(copy)
+    return copy
+
+
+def serialized(model: ir.Model) -> bytes:
+    """The model as the bytes of one file, external weights included.
+
+    Raises:
+        ModelError: the model is over the 2 GiB that protobuf allows.
+    """
+    try:
+        return ir.to_proto(_embedded(model)).SerializeToString()
+    except ValueError as error:
+        raise ModelError("the model is over 2 GiB and cannot be handed over in memory; use a file") from error

@@ -1,0 +1,145 @@
+"""ONNX Runtime sessions: the one place that imports onnxruntime.
+
+A provider that was asked for and does not run is an error here, never a silent fall-back to the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfold.errors import ModelError, ProviderError
+from bnfold.extras import require
+
+#: The short names that bnfold takes, and ONNX Runtime's own, which it takes as well.
+PROVIDERS: Mapping[str, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+
+#: The extra that installs each provider's package.
+_PROVIDER_EXTRA: Mapping[str, str] = {"CPUExecutionProvider": "cpu"}
+
+#: ONNX Runtime's graph optimization levels under the names that the command line uses.
+LEVELS: Mapping[str, str] = {
+    "disable": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How a session is built.
+
+    Attributes:
+        provider: ``cpu``, ``cuda``, ``tensorrt`` or ONNX Runtime's own name of a provider.
+        level: graph optimization level, a key of :data:`LEVELS`.
+        threads: intra-op threads; 0 leaves the choice to ONNX Runtime.
+        spinning: whether idle worker threads spin for a while before they sleep (ONNX Runtime's default).
+        disabled_optimizers: names of ONNX Runtime's own graph transformers to leave out.
+        provider_options: passed on to the provider.
+    """
+
+    provider: str = "cpu"
+    level: str = "all"
+    threads: int = 0
+    spinning: bool = True
+    disabled_optimizers: tuple[str, ...] = ()
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+
+
+def provider_name(provider: str) -> str:
+    """ONNX Runtime's name for ``provider``.
+
+    Raises:
+        ProviderError: the name is not known.
+    """
+    if provider in PROVIDERS:
+        return PROVIDERS[provider]
+    if provider.endswith("ExecutionProvider"):
+        return provider
+    known = ", ".join(PROVIDERS)
+    raise ProviderError(f"unknown provider {provider!r}; use one of {known}, or ONNX Runtime's full name")
+
+
+def runtime_errors() -> tuple[type[Exception], ...]:
+    """The exception classes that ONNX Runtime raises; they share no base class of their own."""
+    state = require("onnxruntime.capi.onnxruntime_pybind11_state", "cpu")
+    return tuple(
+        value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)
+    )
+
+
+def create_session(model: str | Path | bytes, options: SessionOptions | None = None) -> Any:
+    """Build an ``onnxruntime.InferenceSession`` that truly runs on the provider that was asked for.
+
+    Args:
+        model: path of an ONNX file, or its serialized bytes.
+        options: see :class:`SessionOptions`.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+        ProviderError: the provider is unknown, not part of this onnxruntime, or cannot run here.
+        ModelError: ONNX Runtime does not accept the model.
+    """
+    options = options or SessionOptions()
+    ort = require("onnxruntime", _PROVIDER_EXTRA.get(provider_name(options.provider), "cuda"))
+    wanted = provider_name(options.provider)
+    available = ort.get_available_providers()
+    if wanted not in available:
+        raise ProviderError(
+            f"{wanted} is not part of this onnxruntime {ort.__version__}, which has {', '.join(available)}; "
+            "install the onnxruntime package that brings it"
+        )
+    settings = ort.SessionOptions()
+    settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[options.level])
+    settings.intra_op_num_threads = options.threads
+    settings.log_severity_level = 4  # errors come back as exceptions; the log would repeat them on stderr
+    if not options.spinning:
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    source = model if isinstance(model, bytes) else str(model)
+    label = "the model in memory" if isinstance(model, bytes) else source
+    try:
+        session = ort.InferenceSession(
+            source,
+            settings,
+            providers=[(wanted, dict(options.provider_options))],
+            disabled_optimizers=list(options.disabled_optimizers) or None,
+        )
+    except (*runtime_errors(), ValueError) as error:
+        raise ModelError(f"ONNX Runtime does not load {label}: {one_line(error)}") from error
+    if session.get_providers()[0] != wanted:
+        raise ProviderError(
+            f"{wanted} is installed but cannot run on this machine (ONNX Runtime fell back to "
+            f"{session.get_providers()[0]}); run `bnfold doctor` to see what is missing"
+        )
+    session.disable_fallback()
+    return session
+
+
+def run_session(session: Any, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Run a session once and return its outputs by name.
+
+    Raises:
+        ModelError: ONNX Runtime failed while running the model.
+    """
+    names: Sequence[str] = [output.name for output in session.get_outputs()]
+    try:
+        outputs = session.run(names, dict(feeds))
+    except (*runtime_errors(), ValueError) as error:
+        raise ModelError(f"ONNX Runtime failed while running the model: {one_line(error)}") from error
+    return {name: np.asarray(value) for name, value in zip(names, outputs, strict=True)}
+
+
+def one_line(error: BaseException) -> str:
+    """The message of ``error`` as one line of bounded length."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:297] + "..."

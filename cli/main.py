@@ -1,0 +1,87 @@
+"""The ``bnfold`` program: its commands, and how an exception becomes an exit code.
+
+Exit codes: 0 done; 1 ran, and the answer is no; 2 wrong usage; 3 bad input or environment; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module, metadata
+
+import click
+
+#: Each command with the sentence that `bnfold --help` shows. The modules are imported on first use only.
+COMMANDS = {
+    "demo": "The main job on real data, start to end.",
+    "train": "Train a batch-normalized network.",
+    "export": "Export a trained network to ONNX, batch norm kept.",
+    "inspect": "List each batch norm: foldable or not, how, and why not.",
+    "optimize": "Fold every batch norm that algebra lets fold.",
+    "verify": "Decide whether two models compute the same function.",
+    "benchmark": "Compare the latency of models.",
+    "predict": "Run a model over a data set.",
+    "doctor": "Tell what this machine can run, and how to mend what it cannot.",
+}
+
+
+class _LazyGroup(click.Group):
+    """A group whose commands live in ``bnfold.cli.NAME`` and are imported when they are run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        command = import_module(f"bnfold.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _print_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value:
+        click.echo(f"bnfold {metadata.version('bnfold')}")
+        context.exit()
+
+
+@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version,
+              help="Show the version and exit.")  # fmt: skip
+def bnfold() -> None:
+    """Fold batch norms out of ONNX models, prove the result, measure what it gained."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program and return its exit code."""
+    from bnfold.errors import BnfoldError
+
+    state = {"debug": False}
+    try:
+        # With standalone_mode off, an exit code that a command asks for comes back as the value.
+        code = bnfold.main(arguments, prog_name="bnfold", standalone_mode=False, obj=state)
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("bnfold: interrupted", err=True)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe went away (`bnfold … | head`): end quietly, as other tools do.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except BnfoldError as error:
+        if state["debug"]:
+            raise
+        click.echo(f"bnfold: {error}", err=True)
+        return 3
+    return code if isinstance(code, int) else 0
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    sys.exit(main())

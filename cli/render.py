@@ -1,0 +1,168 @@
+"""The only place of bnfold that prints.
+
+What a person asked for (tables, sentences) goes to stdout, progress and warnings to stderr. With ``--json``,
+stdout carries exactly one JSON document and all that is meant for people moves to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from bnfold.progress import Progress
+
+
+@dataclass
+class Output:
+    """Where a command's results go, made from the options that all commands share.
+
+    Attributes:
+        as_json: one JSON document on stdout, nothing else there.
+        quiet: nothing for people but errors.
+        verbose: more detail in tables.
+    """
+
+    as_json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    exit_code: int = field(default=0, init=False)
+
+    def _console(self, *, stderr: bool) -> Console:
+        from rich.console import Console
+
+        stream = sys.stderr if stderr else sys.stdout
+        # Piped tables are not squeezed into the 80 columns that rich assumes for a pipe.
+        width = None if stream.isatty() else 110
+        return Console(file=stream, width=width, highlight=False, soft_wrap=False)
+
+    def show(self, *renderables: RenderableType) -> None:
+        """Print tables or sentences (rich markup) for people."""
+        if not self.quiet:
+            self._console(stderr=self.as_json).print(*renderables)
+
+    def detail(self, *renderables: RenderableType) -> None:
+        """Print what only ``--verbose`` asks for."""
+        if self.verbose:
+            self.show(*renderables)
+
+    def warn(self, message: str) -> None:
+        """Print a warning on stderr."""
+        if not self.quiet:
+            from rich.markup import escape
+
+            self._console(stderr=True).print(f"[yellow]warning:[/] {escape(message)}")
+
+    def document(self, document: Any) -> None:
+        """Print the command's JSON document, if ``--json`` was given."""
+        if self.as_json:
+            json.dump(document, sys.stdout, indent=2, allow_nan=False)
+            sys.stdout.write("\n")
+
+    def answer_no(self) -> None:
+        """Make the command exit with 1: it ran, and the answer is no."""
+        self.exit_code = 1
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """A callback for the library's long work: a progress bar on a terminal once two seconds have passed."""
+        if self.quiet or not sys.stderr.isatty():
+            from bnfold.progress import silent
+
+            yield silent
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as RichProgress
+
+        bars = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console(stderr=True),
+            transient=True,
+        )
+        tasks: dict[str, Any] = {}
+        started = time.monotonic()
+
+        def report(stage: str, done: int, total: int) -> None:
+            if not bars.live.is_started and time.monotonic() - started > 2:
+                bars.start()
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total or None)
+            bars.update(tasks[stage], completed=done, total=total or None)
+
+        try:
+            yield report
+        finally:
+            bars.stop()
+
+
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    right: Sequence[str] = (),
+    fixed: Sequence[str] = (),
+) -> RenderableType:
+    """A table that wraps to the terminal's width.
+
+    Args:
+        title: printed above the table.
+        columns: the headings.
+        rows: the cells; each is shown as ``str``, rich markup in it is not interpreted.
+        right: headings of the columns to align right (numbers).
+        fixed: headings of the columns that must not wrap.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    result = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        result.add_column(
+            column,
+            justify="right" if column in right else "left",
+            no_wrap=column in fixed or column in right,
+            overflow="fold",
+        )
+    for row in rows:
+        result.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+    return result
+
+
+def common_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add ``--json``, ``--quiet``, ``--verbose`` and ``--debug``; the command's first argument is an Output."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+    @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+    @click.option("-v", "--verbose", is_flag=True, help="Print more detail.")
+    @click.option("--debug", is_flag=True, expose_value=False, is_eager=True, callback=_remember_debug,
+                  help="Show the traceback of an error.")  # fmt: skip
+    @click.pass_context
+    @wraps(command)
+    def wrapper(
+        context: click.Context, /, *args: Any, as_json: bool, quiet: bool, verbose: bool, **kwargs: Any
+    ) -> None:
+        output = Output(as_json=as_json, quiet=quiet, verbose=verbose)
+        command(output, *args, **kwargs)
+        context.exit(output.exit_code)
+
+    return wrapper
+
+
+def _remember_debug(context: click.Context, _parameter: click.Parameter, value: bool) -> bool:
+    if value:
+        context.find_root().obj["debug"] = True
+    return value

@@ -1,0 +1,1 @@
+"""The networks that bnfold trains, one file each."""
