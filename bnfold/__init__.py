@@ -40,7 +40,7 @@ _HOME = {
     "verify": "bnfold.verification",
 }
 
-__all__ = list(_HOME)  # noqa: PLE0605 - a list of strings, sorted as written
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

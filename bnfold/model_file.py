@@ -127,10 +127,10 @@ def save_model(model: ir.Model, path: StrPath, *, external_data: ExternalData = 
     Args:
         model: the model to write.
         path: the file to create; weights go to ``<name>.data`` beside it when they are external.
-        external_data: ``auto`` keeps the weights inside the file up to 1 GiB; ``always`` and ``never`` as said.
+        external_data: ``auto`` moves weights out of the file from 1 GiB on; ``always`` and ``never`` as said.
 
     Raises:
-        OutputError: the file cannot be written, or the model is too large to be written without external data.
+        OutputError: the file cannot be written, or is too large to be written without external data.
     """
     target = check_output_file(path)
     weights = sum(

@@ -75,7 +75,7 @@ class Output:
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
-        """A callback for the library's long work: a progress bar on a terminal once two seconds have passed."""
+        """A callback for the library's long work: a bar on a terminal once two seconds have passed."""
         if self.quiet or not sys.stderr.isatty():
             from bnfold.progress import silent
 
@@ -143,7 +143,7 @@ def table(
 
 
 def common_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add ``--json``, ``--quiet``, ``--verbose`` and ``--debug``; the command's first argument is an Output."""
+    """Add ``--json``, ``--quiet``, ``--verbose``, ``--debug``; the first argument becomes an Output."""
 
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
     @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
