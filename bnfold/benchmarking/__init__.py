@@ -1,1 +1,46 @@
-"""TODO."""
+"""Compare the latency of models, and say how sure the answer is.
+
+::
+
+    options.py     what to measure: BenchmarkOptions, and Setting, one cell of the matrix
+    subjects.py    what is measured: a model file's size, hash, nodes and inputs
+    inputs.py      one set of inputs that every candidate takes
+    schedule.py    who runs when, and how much (pure)
+    steadiness.py  has the warm-up settled? (pure)
+    worker.py      the process of one candidate
+    process.py     that process as its parent sees it
+    launches.py    one launch: fresh processes, cold sessions, warm-up, interleaved rounds
+    statistics.py  intervals and verdicts (pure)
+    context.py     the machine, and who else used it
+    results.py     what came out, as plain data
+    report.py      the same as CSV, Markdown and JSON text
+    run.py         benchmark(): the above, put together
+
+The names below are imported on first use: the worker lives in this package and has to start light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bnfold.benchmarking.options import BenchmarkOptions as BenchmarkOptions
+    from bnfold.benchmarking.results import BenchmarkResult as BenchmarkResult
+    from bnfold.benchmarking.run import benchmark as benchmark
+
+_HOME = {
+    "BenchmarkOptions": "bnfold.benchmarking.options",
+    "BenchmarkResult": "bnfold.benchmarking.results",
+    "benchmark": "bnfold.benchmarking.run",
+}
+
+__all__ = ["BenchmarkOptions", "BenchmarkResult", "benchmark"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,156 @@
+"""A candidate's process, as its parent sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bnfold import errors
+from bnfold.errors import BnfoldError, WorkerError
+
+_COMMAND = (sys.executable, "-P", "-m", "bnfold.benchmarking.worker")
+
+#: What a worker may report; anything else would be a fault of the protocol.
+_REPORTABLE = {
+    kind.__name__: kind
+    for kind in (
+        errors.ModelError,
+        errors.InputError,
+        errors.ProviderError,
+        errors.MissingExtraError,
+        errors.WorkerError,
+    )
+}
+
+#: The longest wait for ONNX Runtime's threads to stop spinning, in seconds; they take about 0.05.
+_QUIET_LIMIT = 0.25
+
+#: The wait where the state of a process' threads cannot be read, in seconds.
+_BLIND_PAUSE = 0.06
+
+
+class Worker:
+    """One process with one candidate. Use it as a context manager: leaving it kills the process.
+
+    Args:
+        label: what to call the candidate in an error.
+    """
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        self._process = subprocess.Popen(
+            _COMMAND,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            encoding="utf-8",
+            # Away from the terminal's Ctrl-C, which is for the parent to act on.
+            process_group=0,
+            # numpy only makes the inputs: its own thread pool would be so many idle threads.
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        )
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """The process' id."""
+        return self._process.pid
+
+    def close(self) -> None:
+        """Kill the process, whatever it is doing, and wait until it is gone."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            with contextlib.suppress(BrokenPipeError):  # a request that the process did not live to read
+                stream.close()
+        self._log.close()
+
+    def ask(self, doing: str, request: dict[str, Any]) -> dict[str, Any]:
+        """Send a request and return the answer.
+
+        Args:
+            doing: what the worker is asked to do, in words, for an error: "creating its session".
+            request: see :mod:`bnfold.benchmarking.worker`.
+
+        Raises:
+            BnfoldError: what the worker reported; its message names the candidate.
+            WorkerError: the process failed or was killed.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._death(doing) from None
+        return self.answer(doing)
+
+    def answer(self, doing: str) -> dict[str, Any]:
+        """Wait for the next answer; raises as :meth:`ask` does."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line.endswith("\n"):
+            raise self._death(doing)
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise self._reported(answer)
+        return answer
+
+    def _reported(self, answer: dict[str, Any]) -> BnfoldError:
+        message = str(answer["message"])
+        if self.label not in message:
+            message = f"{self.label}: {message}"
+        return _REPORTABLE[answer["error"]](message)
+
+    def _death(self, doing: str) -> WorkerError:
+        code = self._process.wait()
+        if code < 0:
+            name = signal.Signals(-code).name
+            hint = "; the machine may be out of memory" if -code == signal.SIGKILL else ""
+            return WorkerError(f"the process of {self.label} was killed by {name} while {doing}{hint}")
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        why = f": {lines[-1]}" if lines else ""
+        return WorkerError(f"the process of {self.label} ended with exit code {code} while {doing}{why}")
+
+    def wait_quiet(self) -> float:
+        """Wait until no thread of the process runs, and return how long that took, in seconds.
+
+        ONNX Runtime's idle threads spin for some time before they sleep, and take a core from whoever runs
+        next.
+        """
+        started = time.monotonic()
+        if not Path("/proc/self/task").is_dir():
+            time.sleep(_BLIND_PAUSE)
+            return _BLIND_PAUSE
+        while (waited := time.monotonic() - started) < _QUIET_LIMIT:
+            if "R" not in thread_states(self.pid):
+                break
+            time.sleep(0.001)
+        return waited
+
+
+def thread_states(pid: int) -> str:
+    """The state of each thread of a process as Linux names it: R runs, S sleeps; empty if it is gone."""
+    states = []
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        try:
+            text = stat.read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # the thread ended meanwhile
+        states.append(text.rpartition(")")[2].split()[0])
+    return "".join(states)
