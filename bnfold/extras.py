@@ -23,6 +23,4 @@ def require(module: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != module.partition(".")[0]:
             raise  # the package is there and one of its own imports is broken: not ours to explain
-        raise MissingExtraError(
-            f"{module} is not installed; install it with: pip install 'bnfold[{extra}]'"
-        ) from error
+        raise MissingExtraError(f"{module} is not installed; install it with: pip install 'bnfold[{extra}]'") from error

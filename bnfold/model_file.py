@@ -113,8 +113,7 @@ def _check_external(tensor: ir.ExternalTensor, source: Path) -> None:
         )
     if not file.is_file():
         raise ModelError(
-            f"{source}: the external data file {location} of {tensor.name!r} is missing; "
-            "put it beside the model"
+            f"{source}: the external data file {location} of {tensor.name!r} is missing; put it beside the model"
         )
     end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
     if (tensor.length is not None and tensor.length < tensor.nbytes) or file.stat().st_size < end:
@@ -151,8 +150,7 @@ def save_model(model: ir.Model, path: StrPath, *, external_data: ExternalData = 
                 ir.save(model, staged, external_data=data_name)
         except ValueError as error:  # protobuf's own limit
             raise OutputError(
-                f"{target} would be larger than the 2 GiB that one file may hold; "
-                "store the weights as external data"
+                f"{target} would be larger than the 2 GiB that one file may hold; store the weights as external data"
             ) from error
         staged_data = folder / data_name
         if staged_data.exists():  # the data first: a model that is there is a model that loads
@@ -177,6 +175,7 @@ def serialized(model: ir.Model) -> bytes:
         ModelError: the model is over the 2 GiB that protobuf allows.
     """
     try:
-        return ir.to_proto(_embedded(model)).SerializeToString()
+        content: bytes = ir.to_proto(_embedded(model)).SerializeToString()
     except ValueError as error:
         raise ModelError("the model is over 2 GiB and cannot be handed over in memory; use a file") from error
+    return content

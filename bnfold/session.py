@@ -73,9 +73,7 @@ def provider_name(provider: str) -> str:
 def runtime_errors() -> tuple[type[Exception], ...]:
     """The exception classes that ONNX Runtime raises; they share no base class of their own."""
     state = require("onnxruntime.capi.onnxruntime_pybind11_state", "cpu")
-    return tuple(
-        value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)
-    )
+    return tuple(value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception))
 
 
 def create_session(model: str | Path | bytes, options: SessionOptions | None = None) -> Any:

@@ -1,0 +1,228 @@
+"""Which values of a model cannot change, and what they are.
+
+A constant is an initializer that no caller can override, a Constant node's output, or anything computed from
+constants alone: exporters write biases as ``Expand(CastLike(0, x), Shape(weight))`` and decomposed batch norms as
+``Sqrt(Add(var, eps))``, and a tool that sees initializers only is blind to both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bnfold.shapes import ShapeTable
+
+Array = NDArray[Any]
+
+#: Ops whose result follows from their constant inputs alone, the same on every run. DequantizeLinear is not here:
+#: a quantized weight is a constant to the runtime, but replacing it by its float value would undo the quantization.
+_PURE_OPS = frozenset(
+    [
+        "Abs",
+        "Add",
+        "Cast",
+        "Ceil",
+        "Concat",
+        "ConstantOfShape",
+        "Div",
+        "Equal",
+        "Exp",
+        "Expand",
+        "Flatten",
+        "Floor",
+        "Gather",
+        "Greater",
+        "Identity",
+        "Less",
+        "Log",
+        "Max",
+        "Min",
+        "Mul",
+        "Neg",
+        "Not",
+        "Pow",
+        "Range",
+        "Reciprocal",
+        "ReduceMax",
+        "ReduceMean",
+        "ReduceMin",
+        "ReduceProd",
+        "ReduceSum",
+        "Reshape",
+        "Round",
+        "Slice",
+        "Split",
+        "Sqrt",
+        "Squeeze",
+        "Sub",
+        "Sum",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
+    ]
+)
+
+#: No parameter of a network is larger; a corrupt shape asks for more.
+_MAX_ELEMENTS = 1 << 28
+
+
+class Constants:
+    """Evaluates constant values of one model, each at most once."""
+
+    def __init__(self, model: ir.Model, shapes: ShapeTable) -> None:
+        self._ir_version = model.ir_version
+        self._opset = model.opset_imports.get("", 1)
+        self._shapes = shapes
+        self._evaluated: dict[ir.Value, Array | None] = {}
+
+    def overridable(self, value: ir.Value) -> bool:
+        """Whether ``value`` is an initializer that the caller may feed instead.
+
+        Until IR version 3 every initializer had to be listed among the inputs; from 4 on, listing one says
+        that it is a default for an input.
+        """
+        return self._ir_version >= 4 and value.is_initializer() and value.is_graph_input()
+
+    def quantized(self, value: ir.Value) -> bool:
+        """Whether ``value`` comes out of a DequantizeLinear."""
+        producer = value.producer()
+        return producer is not None and producer.op_type == "DequantizeLinear"
+
+    def tensor(self, value: ir.Value) -> ir.TensorProtocol | None:
+        """The stored tensor of an initializer or a Constant node, unread; None for everything else."""
+        if value.is_initializer():
+            return None if self.overridable(value) else value.const_value
+        producer = value.producer()
+        if producer is None or producer.op_type != "Constant" or producer.domain not in ("", "ai.onnx"):
+            return None
+        return ir.convenience.get_const_tensor(value)
+
+    def array(self, value: ir.Value) -> Array | None:
+        """The value as an array of its own dtype, or None where it is not constant."""
+        if value not in self._evaluated:
+            self._evaluate_with_ancestors(value)
+        return self._evaluated[value]
+
+    def _evaluate_with_ancestors(self, value: ir.Value) -> None:
+        """Evaluate ``value`` after all that it depends on, with a stack: chains may be deeper than Python's."""
+        stack = [value]
+        while stack:
+            current = stack[-1]
+            if current in self._evaluated:
+                stack.pop()
+                continue
+            tensor = self.tensor(current)
+            if tensor is not None:
+                self._evaluated[current] = tensor.numpy()
+                continue
+            producer = current.producer()
+            needed = self._operands(producer) if producer is not None else None
+            if producer is None or needed is None:
+                self._evaluated[current] = None
+                continue
+            missing = [operand for operand in needed if operand not in self._evaluated]
+            if missing:
+                stack.extend(missing)
+                continue
+            self._evaluated[current] = self._compute(producer, current)
+
+    def _operands(self, node: ir.Node) -> list[ir.Value] | None:
+        """The inputs whose values decide the node's output; None where the node can never be constant."""
+        if node.domain not in ("", "ai.onnx"):
+            return None
+        if node.op_type in ("Shape", "Size"):
+            return []
+        if node.op_type == "CastLike":
+            return [value for value in node.inputs[:1] if value is not None]
+        if node.op_type in _PURE_OPS:
+            return [value for value in node.inputs if value is not None]
+        return None
+
+    def _compute(self, node: ir.Node, output: ir.Value) -> Array | None:
+        operands = {v: self._evaluated.get(v) for v in node.inputs if v is not None}
+        match node.op_type:
+            case "Shape":
+                return self._shape(node)
+            case "Size":
+                dims = self._shapes.shape(node.inputs[0]) if node.inputs[0] is not None else None
+                static = _static(dims)
+                return None if static is None else np.array(math.prod(static), np.int64)
+            case "CastLike":
+                return self._cast_like(node)
+        arrays: dict[str, Array] = {}
+        for value, array in operands.items():
+            if array is None or value.name is None:
+                return None
+            arrays[value.name] = array
+        if _result_elements(node, arrays) > _MAX_ELEMENTS:
+            return None
+        return _run_node(node, arrays, self._opset)[output.index() or 0]
+
+    def _shape(self, node: ir.Node) -> Array | None:
+        source = node.inputs[0]
+        dims = self._shapes.shape(source) if source is not None else None
+        if dims is None:
+            return None
+        start = node.attributes.get_int("start", 0)
+        end = node.attributes.get_int("end", len(dims))
+        static = _static(dims[slice(start, end)])
+        return None if static is None else np.array(static, np.int64)
+
+    def _cast_like(self, node: ir.Node) -> Array | None:
+        source, like = node.inputs
+        array = self._evaluated.get(source) if source is not None else None
+        dtype = self._shapes.dtype(like) if like is not None else None
+        if array is None or dtype is None:
+            return None
+        with np.errstate(over="ignore", invalid="ignore"):
+            return array.astype(dtype.numpy())
+
+
+def _static(dims: tuple[Any, ...] | None) -> tuple[int, ...] | None:
+    if dims is None or not all(isinstance(dim, int) for dim in dims):
+        return None
+    return dims
+
+
+def _result_elements(node: ir.Node, arrays: dict[str, Array]) -> int:
+    """How many elements the node will make, where that follows from a constant and not from its inputs' sizes."""
+
+    def operand(index: int) -> Array:
+        value = node.inputs[index]
+        assert value is not None
+        assert value.name is not None
+        return arrays[value.name]
+
+    rules: dict[str, Callable[[], int]] = {
+        "ConstantOfShape": lambda: math.prod(int(n) for n in operand(0).ravel()),
+        "Expand": lambda: math.prod(max(int(n), 1) for n in operand(1).ravel()) * operand(0).size,
+        "Tile": lambda: math.prod(int(n) for n in operand(1).ravel()) * operand(0).size,
+        "Range": lambda: math.ceil(abs((operand(1).item() - operand(0).item()) / (operand(2).item() or 1))),
+    }
+    return rules[node.op_type]() if node.op_type in rules else 0
+
+
+def _run_node(node: ir.Node, arrays: dict[str, Array], opset: int) -> list[Array | None]:
+    """Run one node with ONNX's reference implementation."""
+    from onnx.reference import ReferenceEvaluator  # takes a fifth of a second: only models that need it pay
+
+    proto = ir.serde.serialize_node(node)
+    inputs = [onnx.ValueInfoProto(name=name) for name in arrays]
+    outputs = [onnx.ValueInfoProto(name=name) for name in proto.output if name]
+    graph = onnx.helper.make_graph([proto], "constant", inputs, outputs)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    try:
+        with np.errstate(all="ignore"):
+            results = ReferenceEvaluator(model).run(None, arrays)
+    # The reference implementation has no exception class of its own: a malformed constant shows as any of these.
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError):
+        return [None] * len(proto.output)
+    found = iter(results)
+    return [np.asarray(next(found)) if name else None for name in proto.output]

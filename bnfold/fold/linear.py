@@ -1,0 +1,319 @@
+"""Linear ops and the affines that they absorb: pure numpy, no graph.
+
+With the kernel ``W`` of an op seen as ``(group, out, in, taps)``, every linear op of ONNX computes, for output
+channel ``o`` and summed over the inputs and taps that reach one output position::
+
+    y[o] = Σ W[o, i, k] · x[i] + b[o]
+
+An affine ``s, t`` after it gives ``W' = s ⊙ W`` on the output channels and ``b' = s ⊙ b + t``. An affine before it
+gives ``W' = W ⊙ s`` on the input channels and ``b' = b + Σ W · t``, where every output position sees every tap; an
+op that pads sees zeros instead of ``t`` at its border, so there ``t`` must be zero.
+
+The scales are kept beside the stored kernel, in float64, until :meth:`Linear.rounded`: each weight is rounded once,
+however many affines reach it, and a kernel that no affine reaches is never copied.
+
+Source: the ONNX operator specification of Conv, ConvTranspose, Gemm and MatMul.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfold.affine import ChannelAffine, Float64Array
+from bnfold.fold.report import Reason, Refusal
+
+Array = NDArray[Any]
+Attributes = Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """A linear op's constants in the dtype of the model.
+
+    Attributes:
+        kernel: ``(group, out, in, taps)``.
+        bias: float64-composed and rounded; None where it is zero and was absent.
+        error: largest ``|rounded − exact|``, relative to the largest magnitude in the same output channel.
+    """
+
+    kernel: Array
+    bias: Array | None
+    error: float
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """A linear op with the affines that it has absorbed so far.
+
+    Attributes:
+        kernel: the stored kernel as ``(group, out, in, taps)``; a view where possible.
+        out_scale: ``(group · out,)``, float64.
+        in_scale: ``(group · in,)``, float64.
+        bias: float64, last axis of length ``group · out`` or 1, or None.
+        magnitude: for each output channel, that of its largest stored weight.
+    """
+
+    kernel: Array
+    out_scale: Float64Array
+    in_scale: Float64Array
+    bias: Float64Array | None
+    magnitude: Float64Array
+
+    @staticmethod
+    def of(kernel: Array, bias: Array | None) -> Linear:
+        """A linear op that has absorbed nothing yet."""
+        group, out, inner, _ = kernel.shape
+        # Two reductions over the stored dtype, rather than one over a copy of magnitudes.
+        high = kernel.max(axis=(2, 3), initial=0).astype(np.float64)
+        low = kernel.min(axis=(2, 3), initial=0).astype(np.float64)
+        return Linear(
+            kernel=kernel,
+            out_scale=np.ones(group * out),
+            in_scale=np.ones(group * inner),
+            bias=None if bias is None else bias.astype(np.float64),
+            magnitude=np.maximum(high, -low).reshape(-1),
+        )
+
+    @property
+    def out_channels(self) -> int:
+        """Number of output channels, all groups together."""
+        return int(self.out_scale.size)
+
+    @property
+    def in_channels(self) -> int:
+        """Number of input channels, all groups together."""
+        return int(self.in_scale.size)
+
+    def after(self, affine: ChannelAffine) -> Linear:
+        """``affine ∘ op``; the affine has one entry for each output channel."""
+        if self.bias is not None:
+            bias: Float64Array | None = affine.scale * self.bias + affine.shift
+        else:
+            bias = affine.shift if affine.has_shift else None
+        return replace(self, out_scale=self.out_scale * affine.scale, bias=bias)
+
+    def before(self, affine: ChannelAffine) -> Linear:
+        """``op ∘ affine``; the affine has one entry for each input channel."""
+        bias = self.bias
+        if affine.has_shift:
+            group, out, inner, _ = self.kernel.shape
+            shift = (self.in_scale * affine.shift).reshape(group, 1, inner)
+            moved = (self.kernel.sum(axis=3, dtype=np.float64) * shift).sum(axis=2).reshape(group * out)
+            bias = self.out_scale * moved + (0.0 if bias is None else bias)
+        return replace(self, in_scale=self.in_scale * affine.scale, bias=bias)
+
+    def exact(self) -> Float64Array:
+        """The kernel with everything absorbed, ``(group, out, in, taps)`` in float64."""
+        group, out, inner, _ = self.kernel.shape
+        kernel = self.kernel.astype(np.float64)
+        kernel *= self.out_scale.reshape(group, out, 1, 1)
+        if np.any(self.in_scale != 1.0):
+            kernel *= self.in_scale.reshape(group, 1, inner, 1)
+        return kernel
+
+    def rounded(self) -> Rounded | Refusal:
+        """Round to the stored dtype, once; refused where that overflows or loses a channel to underflow."""
+        dtype = self.kernel.dtype
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            exact = self.exact()
+            kernel = exact.astype(dtype)
+            bias = None if self.bias is None else self.bias.astype(dtype)
+        if not _all_finite(kernel) or (bias is not None and not _all_finite(bias)):
+            return Refusal(Reason.OVERFLOW, f"a folded weight or bias would overflow {dtype.name}")
+        error = np.abs(exact - kernel.astype(np.float64))
+        largest = np.abs(exact)
+        tolerance = 2 * unit_roundoff(dtype)
+        for axes in ((2, 3), (1, 3)):  # by output channel, by input channel
+            if np.any(error.max(axis=axes, initial=0) > tolerance * largest.max(axis=axes, initial=0)):
+                return Refusal(Reason.UNDERFLOW, f"a folded channel would underflow {dtype.name}")
+        scale = largest.max(axis=(2, 3), initial=0)
+        relative = error.max(axis=(2, 3), initial=0) / np.where(scale > 0, scale, 1)
+        return Rounded(kernel, bias, float(relative.max(initial=0)))
+
+    def problem(self) -> Refusal | None:
+        """Whether :meth:`rounded` would refuse, found from bounds alone wherever they decide it."""
+        dtype = self.kernel.dtype
+        if not (np.all(np.isfinite(self.out_scale)) and np.all(np.isfinite(self.in_scale))):
+            return Refusal(Reason.OVERFLOW, "a folded weight would not be finite")
+        with np.errstate(over="ignore"):
+            largest = self.magnitude * np.abs(self.out_scale)
+            bound = float(largest.max(initial=0) * np.abs(self.in_scale).max(initial=0))
+            bias_bound = 0.0 if self.bias is None else float(np.abs(self.bias).max(initial=0))
+        safe_above = max(bound, bias_bound) < 0.5 * _limit(dtype, "max")
+        # A channel whose largest weight is far above the subnormal range is rounded like any other.
+        safe_below = bool(np.all((largest == 0) | (largest > _limit(dtype, "tiny") / unit_roundoff(dtype))))
+        if safe_above and safe_below and not np.any(self.in_scale != 1.0):
+            return None
+        result = self.rounded()
+        return result if isinstance(result, Refusal) else None
+
+
+def unit_roundoff(dtype: np.dtype[Any]) -> float:
+    """Half the distance from 1 to the next number: the largest relative error of rounding a normal number."""
+    return _limit(dtype, "eps") / 2
+
+
+def _limit(dtype: np.dtype[Any], name: str) -> float:
+    limits: Any = ml_dtypes.finfo  # numpy's own knows nothing of bfloat16; this one serves all dtypes
+    return float(getattr(limits(dtype), name))
+
+
+def _all_finite(array: Array) -> bool:
+    # bfloat16 has no isfinite of its own in every numpy; its largest magnitude tells the same.
+    return bool(np.isfinite(array.astype(np.float32, copy=False)).all())
+
+
+@dataclass(frozen=True)
+class LinearOp:
+    """How one ONNX op stores its kernel, and which axes and slots are its own: the adapter of that op.
+
+    Attributes:
+        has_bias: whether the op has an input for a bias.
+        kernel: the stored weight as ``(group, out, in, taps)``, or a refusal.
+        stored: the inverse, given the stored weight's shape.
+        input_axis: axis of the data input that the kernel contracts, given its rank (None: not known).
+        output_axis: axis of the output that holds the output channels, given its rank (None: not known).
+        shift_before: None, or why a shift cannot be absorbed before the op.
+    """
+
+    has_bias: bool
+    kernel: Callable[[Array, Attributes], Array | Refusal]
+    stored: Callable[[Array, Attributes, tuple[int, ...]], Array]
+    input_axis: Callable[[int | None, Attributes], int | None]
+    output_axis: Callable[[int | None], int | None]
+    shift_before: Callable[[Attributes, tuple[int, ...]], Refusal | None]
+
+
+def _conv_kernel(weight: Array, attributes: Attributes) -> Array | Refusal:
+    group = int(attributes.get("group", 1))
+    if weight.ndim < 3 or group < 1 or weight.shape[0] % group:
+        return Refusal(Reason.PARAMETERS_INVALID, f"a weight of shape {weight.shape} with group={group}")
+    return weight.reshape(group, weight.shape[0] // group, weight.shape[1], -1)
+
+
+def _conv_stored(kernel: Array, _attributes: Attributes, shape: tuple[int, ...]) -> Array:
+    return kernel.reshape(shape)
+
+
+def _transposed_kernel(weight: Array, attributes: Attributes) -> Array | Refusal:
+    group = int(attributes.get("group", 1))
+    if weight.ndim < 3 or group < 1 or weight.shape[0] % group:
+        return Refusal(Reason.PARAMETERS_INVALID, f"a weight of shape {weight.shape} with group={group}")
+    return weight.reshape(group, weight.shape[0] // group, weight.shape[1], -1).transpose(0, 2, 1, 3)
+
+
+def _transposed_stored(kernel: Array, _attributes: Attributes, shape: tuple[int, ...]) -> Array:
+    return kernel.transpose(0, 2, 1, 3).reshape(shape)
+
+
+def _gemm_kernel(weight: Array, attributes: Attributes) -> Array | Refusal:
+    if weight.ndim != 2:
+        return Refusal(Reason.PARAMETERS_INVALID, f"a Gemm weight of rank {weight.ndim}")
+    rows = weight if attributes.get("transB", 0) else weight.T
+    return rows[None, :, :, None]
+
+
+def _gemm_stored(kernel: Array, attributes: Attributes, _shape: tuple[int, ...]) -> Array:
+    rows: Array = kernel[0, :, :, 0]
+    return rows if attributes.get("transB", 0) else rows.T
+
+
+def _matmul_kernel(weight: Array, _attributes: Attributes) -> Array | Refusal:
+    if weight.ndim < 2:
+        return Refusal(Reason.AXIS_MISMATCH, "a MatMul by a vector has no axis of output channels")
+    # (…, K, N): a stack of matrices becomes the taps of one.
+    inner, out = weight.shape[-2:]
+    return weight.reshape(-1, inner, out).transpose(2, 1, 0)[None]
+
+
+def _matmul_stored(kernel: Array, _attributes: Attributes, shape: tuple[int, ...]) -> Array:
+    matrices: Array = kernel[0].transpose(2, 1, 0)
+    return matrices.reshape(shape)
+
+
+def _conv_shift(attributes: Attributes, weight_shape: tuple[int, ...]) -> Refusal | None:
+    spatial = weight_shape[2:]
+    if all(size == 1 for size in spatial):
+        # A 1×1 kernel never needs padding, but explicit pads would still add border pixels.
+        padded = attributes.get("auto_pad", "NOTSET") == "NOTSET" and any(attributes.get("pads", ()))
+    else:
+        auto_pad = attributes.get("auto_pad", "NOTSET")
+        padded = auto_pad.startswith("SAME") or (auto_pad == "NOTSET" and any(attributes.get("pads", ())))
+    if padded:
+        return Refusal(Reason.PADDING, "the convolution pads with zeros, where the batch norm has a shift")
+    return None
+
+
+def _transposed_shift(attributes: Attributes, weight_shape: tuple[int, ...]) -> Refusal | None:
+    """Only a 1×1 kernel at stride 1 gives every output position every tap.
+
+    Already at ``kernel = stride`` each position sees one tap of its own, so the shift would become a pattern.
+    """
+    plain = (
+        all(size == 1 for size in weight_shape[2:])
+        and all(stride == 1 for stride in attributes.get("strides", ()))
+        and not any(attributes.get("pads", ()))
+        and not any(attributes.get("output_padding", ()))
+        and not attributes.get("output_shape")
+        and attributes.get("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    )
+    if plain:
+        return None
+    return Refusal(Reason.NONZERO_SHIFT, "a transposed convolution spreads a shift unevenly over its output positions")
+
+
+def _matmul_shift(_attributes: Attributes, weight_shape: tuple[int, ...]) -> Refusal | None:
+    if len(weight_shape) > 2:
+        return Refusal(Reason.NONZERO_SHIFT, "each matrix of the stack would turn the shift into another bias")
+    return None
+
+
+def _last(rank: int | None) -> int | None:
+    return None if rank is None else rank - 1
+
+
+def _no_refusal(_attributes: Attributes, _weight_shape: tuple[int, ...]) -> Refusal | None:
+    return None
+
+
+#: The linear ops of ONNX that absorb an affine: the data is input 0, the weight 1, the bias (if any) 2.
+LINEAR_OPS: Mapping[str, LinearOp] = {
+    "Conv": LinearOp(
+        has_bias=True,
+        kernel=_conv_kernel,
+        stored=_conv_stored,
+        input_axis=lambda _rank, _attributes: 1,
+        output_axis=lambda _rank: 1,
+        shift_before=_conv_shift,
+    ),
+    "ConvTranspose": LinearOp(
+        has_bias=True,
+        kernel=_transposed_kernel,
+        stored=_transposed_stored,
+        input_axis=lambda _rank, _attributes: 1,
+        output_axis=lambda _rank: 1,
+        shift_before=_transposed_shift,
+    ),
+    "Gemm": LinearOp(
+        has_bias=True,
+        kernel=_gemm_kernel,
+        stored=_gemm_stored,
+        input_axis=lambda _rank, attributes: 0 if attributes.get("transA", 0) else 1,
+        output_axis=lambda _rank: 1,
+        shift_before=_no_refusal,
+    ),
+    "MatMul": LinearOp(
+        has_bias=False,
+        kernel=_matmul_kernel,
+        stored=_matmul_stored,
+        input_axis=lambda rank, _attributes: _last(rank),
+        output_axis=_last,
+        shift_before=_matmul_shift,
+    ),
+}

@@ -1,0 +1,57 @@
+"""What ONNX Runtime would fold by itself while loading a model, so that a report can tell what bnfold adds.
+
+A description of ONNX Runtime's basic level (ConvBNFusion, ConvMulFusion, ConvAddFusion and MatMulBNFusion, after
+its constant folding) as of 1.31; ``tests/test_fold_ort.py`` holds it against the runtime that is installed.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from bnfold.graph import ModelGraph, in_default_domain
+
+
+def ort_folds(node: ir.Node, graph: ModelGraph) -> bool:
+    """Whether ONNX Runtime folds this batch norm, Mul or Add into the op before it."""
+    if not in_default_domain(node):
+        return False
+    if node.op_type == "BatchNormalization":
+        if node.attributes.get_int("training_mode", 0) or any(output.name for output in node.outputs[1:]):
+            return False
+        producer = _sole_producer(node.inputs[0])
+        kinds = frozenset({"Conv", "ConvTranspose", "MatMul"})
+        parameters = node.inputs[1:5]
+    elif node.op_type in ("Mul", "Add") and len(node.inputs) == 2:
+        producer = _sole_producer(node.inputs[0])
+        kinds = frozenset({"Conv"})
+        parameters = node.inputs[1:]
+        shape = graph.shapes.shape(parameters[0]) if parameters[0] is not None else None
+        if not shape or len(shape) < 3 or not isinstance(shape[-3], int) or shape[-3] < 2:
+            return False
+    else:
+        return False
+    if producer is None or producer.op_type not in kinds or not in_default_domain(producer):
+        return False
+    return all(_folded_constant(value, graph) for value in (*parameters, *producer.inputs[1:]))
+
+
+def _sole_producer(value: ir.Value | None) -> ir.Node | None:
+    """The op that computes ``value`` for this one consumer, looking through what ONNX Runtime removes first."""
+    while value is not None and len(value.uses()) == 1 and not value.is_graph_output():
+        producer = value.producer()
+        if producer is None or producer.op_type not in ("Identity", "Dropout"):
+            return producer
+        value = producer.inputs[0]
+    return None
+
+
+def _folded_constant(value: ir.Value | None, graph: ModelGraph) -> bool:
+    """Whether ONNX Runtime's constant folding arrives at a constant: a CastLike stops it."""
+    if value is None:
+        return True
+    if graph.constants.tensor(value) is not None:
+        return True
+    producer = value.producer()
+    if producer is None or producer.op_type == "CastLike" or graph.constants.array(value) is None:
+        return False
+    return all(_folded_constant(operand, graph) for operand in producer.inputs)

@@ -1,0 +1,277 @@
+"""What happened to each batch norm, and why: pure data, in the terms of a user.
+
+Exactly one record stands for each batch norm of the input. Other per-channel affines (LayerScale, input
+normalization, …) have one where they were folded, or where one that scales its channels had to stay.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Reason(StrEnum):
+    """Why an affine could not move; the value is what JSON carries."""
+
+    PRODUCER_NOT_LINEAR = "producer-not-linear"
+    CONSUMER_NOT_LINEAR = "consumer-not-linear"
+    OTHER_CONSUMER = "other-consumer"
+    GRAPH_INPUT = "graph-input"
+    GRAPH_OUTPUT = "graph-output"
+    OTHER_SCOPE = "other-scope"
+    WEIGHT_NOT_CONSTANT = "weight-not-constant"
+    WEIGHT_QUANTIZED = "weight-quantized"
+    PARAMETERS_NOT_CONSTANT = "parameters-not-constant"
+    PARAMETERS_INVALID = "parameters-invalid"
+    OVERRIDABLE_INPUT = "overridable-input"
+    TRAINING_MODE = "training-mode"
+    SPATIAL = "per-activation-statistics"
+    AXIS_MISMATCH = "axis-mismatch"
+    PADDING = "padding"
+    NEGATIVE_SCALE = "negative-scale"
+    NONZERO_SHIFT = "nonzero-shift"
+    BROADCAST_CHANGES_SHAPE = "broadcast-changes-shape"
+    UNKNOWN_SHAPE = "unknown-shape"
+    OVERFLOW = "overflow"
+    UNDERFLOW = "underflow"
+    UNSUPPORTED_OP = "unsupported-op"
+    ALREADY_MINIMAL = "already-minimal"
+    NOT_SELECTED = "not-selected"
+
+
+#: What would let the batch norm go, where a user can do something about it.
+HINTS: dict[Reason, str] = {
+    Reason.OTHER_CONSUMER: "a value that is used raw elsewhere cannot be rescaled in place",
+    Reason.GRAPH_OUTPUT: "drop that output from the graph, if nobody reads it",
+    Reason.OVERRIDABLE_INPUT: "pass --freeze-inputs if no caller feeds that input",
+    Reason.TRAINING_MODE: "export the network in eval() mode",
+    Reason.WEIGHT_QUANTIZED: "fold before quantizing",
+    Reason.PADDING: "move the padding ahead of the batch norm, or train with the batch norm after the convolution",
+    Reason.UNKNOWN_SHAPE: "run shape inference, or export with static shapes",
+    Reason.OVERFLOW: "keep this layer in a wider dtype",
+    Reason.UNDERFLOW: "keep this layer in a wider dtype",
+    Reason.PARAMETERS_INVALID: "retrain or repair the statistics",
+    Reason.NOT_SELECTED: "change --only or --keep",
+}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An affine that cannot move, as a value: what stands in the way, in one clause."""
+
+    reason: Reason
+    detail: str
+
+
+class Kind(StrEnum):
+    """What stood in the graph."""
+
+    BATCH_NORM = "batch_norm"
+    AFFINE = "affine"
+
+
+class Direction(StrEnum):
+    """Which way an affine went."""
+
+    BACKWARD = "backward"
+    FORWARD = "forward"
+    IDENTITY = "identity"  # it changed nothing, and was dropped
+
+
+@dataclass(frozen=True)
+class Folded:
+    """The affine became part of other ops' constants.
+
+    Attributes:
+        direction: towards the producers or the consumers.
+        path: names of the ops crossed, nearest first.
+        into: names of the ops that absorbed it.
+        remainder: op type of what is left in its place (an ``Add`` after a MatMul), or None.
+        rounding_error: largest rounding error of an absorbing weight or bias, relative to the largest
+            magnitude in its output channel.
+    """
+
+    direction: Direction
+    path: tuple[str, ...]
+    into: tuple[str, ...]
+    remainder: str | None = None
+    rounding_error: float = 0.0
+
+
+@dataclass(frozen=True)
+class Collapsed:
+    """A chain of affines became one op.
+
+    Attributes:
+        nodes: names of the chain's ops.
+        into: the op type that took their place.
+        backward: why the chain could not move to its producers.
+        forward: why it could not move to its consumers.
+    """
+
+    nodes: tuple[str, ...]
+    into: str
+    backward: Refusal
+    forward: Refusal
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The affine stayed.
+
+    Attributes:
+        backward: why it could not move to its producers.
+        forward: why it could not move to its consumers; None where direction plays no part.
+    """
+
+    backward: Refusal
+    forward: Refusal | None = None
+
+    @property
+    def decisive(self) -> Refusal:
+        """The refusal that a user should read first: the one nearest to a fold."""
+        far = (Reason.PRODUCER_NOT_LINEAR, Reason.GRAPH_INPUT)
+        if self.forward is not None and self.backward.reason in far:
+            return self.forward
+        return self.backward
+
+
+Outcome = Folded | Collapsed | Kept
+
+
+@dataclass(frozen=True)
+class FoldRecord:
+    """One batch norm, or one other affine, and its fate.
+
+    Attributes:
+        node: the node's name; its output's name where it has none.
+        op: op types of the site, for example ``BatchNormalization`` or ``Mul+Add``.
+        output: name of the value that it computed.
+        kind: batch norm or other affine.
+        channels: the number of channels, 0 where unknown.
+        outcome: what became of it.
+        ort_folds: whether ONNX Runtime would have folded it by itself while loading.
+    """
+
+    node: str
+    op: str
+    output: str
+    kind: Kind
+    channels: int
+    outcome: Outcome
+    ort_folds: bool
+
+    @property
+    def fate(self) -> str:
+        """``folded``, ``collapsed`` or ``kept``."""
+        return type(self.outcome).__name__.lower()
+
+    @property
+    def sentence(self) -> str:
+        """The fate and its reason for a person to read."""
+        match self.outcome:
+            case Folded(direction=Direction.IDENTITY):
+                return "changed nothing; dropped"
+            case Folded(direction=direction, path=path, into=into, remainder=remainder):
+                way = "back into" if direction is Direction.BACKWARD else "forward into"
+                across = f" across {', '.join(path)}" if path else ""
+                left = f", leaving one {remainder}" if remainder else ""
+                return f"{way} {', '.join(into)}{across}{left}"
+            case Collapsed(nodes=nodes, into=into):
+                return f"{len(nodes)} ops became one {into}"
+            case Kept() as kept:
+                return kept.decisive.detail
+
+    @property
+    def hint(self) -> str | None:
+        """What would let a kept one go, if a user can do something about it."""
+        return HINTS.get(self.outcome.decisive.reason) if isinstance(self.outcome, Kept) else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain data."""
+        document: dict[str, Any] = {
+            "node": self.node,
+            "op": self.op,
+            "output": self.output,
+            "kind": str(self.kind),
+            "channels": self.channels,
+            "fate": self.fate,
+            "sentence": self.sentence,
+            "ort_folds": self.ort_folds,
+        }
+        match self.outcome:
+            case Folded() as folded:
+                document |= {
+                    "direction": str(folded.direction),
+                    "path": list(folded.path),
+                    "into": list(folded.into),
+                    "remainder": folded.remainder,
+                    "rounding_error": folded.rounding_error,
+                }
+            case Collapsed() as collapsed:
+                document |= {
+                    "nodes": list(collapsed.nodes),
+                    "into": collapsed.into,
+                    "backward": _refusal_json(collapsed.backward),
+                    "forward": _refusal_json(collapsed.forward),
+                }
+            case Kept() as kept:
+                document |= {
+                    "reason": str(kept.decisive.reason),
+                    "hint": self.hint,
+                    "backward": _refusal_json(kept.backward),
+                    "forward": _refusal_json(kept.forward),
+                }
+        return document
+
+
+def _refusal_json(refusal: Refusal | None) -> dict[str, str] | None:
+    return {"reason": str(refusal.reason), "detail": refusal.detail} if refusal else None
+
+
+@dataclass(frozen=True)
+class FoldReport:
+    """What the engine did to one model.
+
+    Attributes:
+        records: one for each batch norm, in the order of the graph, and those of other affines.
+        nodes_before: nodes of all graphs before.
+        nodes_after: and after.
+        batch_norms_after: BatchNormalization nodes that are left.
+    """
+
+    records: tuple[FoldRecord, ...]
+    nodes_before: int
+    nodes_after: int
+    batch_norms_after: int
+
+    @property
+    def batch_norms(self) -> tuple[FoldRecord, ...]:
+        """The records of batch norms."""
+        return tuple(r for r in self.records if r.kind is Kind.BATCH_NORM)
+
+    def counts(self, kind: Kind) -> Counter[str]:
+        """How many of a kind were folded, collapsed and kept."""
+        return Counter(record.fate for record in self.records if record.kind is kind)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain data."""
+        return {
+            "nodes_before": self.nodes_before,
+            "nodes_after": self.nodes_after,
+            "batch_norms_before": len(self.batch_norms),
+            "batch_norms_after": self.batch_norms_after,
+            "batch_norms": dict(self.counts(Kind.BATCH_NORM)),
+            "affines": dict(self.counts(Kind.AFFINE)),
+            "records": [record.to_json() for record in self.records],
+        }
+
+
+def oxford(names: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``: names for a sentence."""
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"

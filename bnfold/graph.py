@@ -1,0 +1,254 @@
+"""The only module that edits an onnx-ir graph: fresh names, constants, replaced and removed nodes.
+
+Its edits keep a model's promises to its callers: inputs and outputs keep names, order, types and shapes; a shared
+constant is never changed in place; a model of IR version 3, where every initializer is also an input, stays one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bnfold.constants import Constants
+from bnfold.shapes import infer_shapes
+
+#: Names under which the default ONNX operator domain goes.
+DEFAULT_DOMAINS = ("", "ai.onnx")
+
+
+@dataclass(frozen=True)
+class NewOp:
+    """A node to be made: it reads one value of the graph, then constants.
+
+    Attributes:
+        op_type: its ONNX name.
+        constants: its further inputs.
+        attributes: its attributes.
+    """
+
+    op_type: str
+    constants: tuple[ir.Value, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ModelGraph:
+    """A model with what folding asks of it (shapes, constants, consumers) and the edits that folding makes.
+
+    Attributes:
+        model: the model that is edited.
+        shapes: the shape and dtype of each value; edits leave both as they are.
+        constants: which values cannot change, and what they are.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.shapes = infer_shapes(model)
+        self.constants = Constants(model, self.shapes)
+        self._names = {value.name for value in _values(model) if value.name}
+        self._node_names = {node.name for graph in model.graphs() for node in graph if node.name}
+
+    @property
+    def opset(self) -> int:
+        """Version of the default operator set."""
+        return self.model.opset_imports.get("", self.model.opset_imports.get("ai.onnx", 1))
+
+    def nodes(self) -> Iterator[ir.Node]:
+        """Every node, those of subgraphs included, each graph in its own order."""
+        for graph in self.model.graphs():
+            yield from graph
+
+    def fresh_name(self, wish: str) -> str:
+        """``wish``, or ``wish_1``, ``wish_2``, … if that name is taken anywhere in the model."""
+        return _fresh(wish, self._names)
+
+    def add_constant(self, array: NDArray[Any], wish: str) -> ir.Value:
+        """Register a new initializer in the main graph, where the bodies of control flow see it too."""
+        name = self.fresh_name(wish)
+        tensor = ir.Tensor(np.ascontiguousarray(array), name=name)
+        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        self.model.graph.register_initializer(value)
+        if self.model.ir_version < 4:
+            self.model.graph.inputs.append(value)
+        return value
+
+    def set_constant(self, node: ir.Node, index: int, array: NDArray[Any], wish: str) -> ir.Value:
+        """Give a node another constant as input ``index`` and return it.
+
+        A constant that nothing else uses keeps its name; one that is shared, computed, or visible to the
+        caller stays as it is, and the node gets a new one under a fresh name.
+        """
+        if len(node.inputs) <= index:
+            node.resize_inputs(index + 1)
+        old = node.inputs[index]
+        name = wish
+        if old is not None and self._owned_by(old, node):
+            # Make way, so that the new constant gets the old one's name.
+            assert old.name is not None
+            name = old.name
+            node.replace_input_with(index, None)
+            self.release(old)
+        new = self.add_constant(array, name)
+        self.use(node, index, new)
+        return new
+
+    def use(self, node: ir.Node, index: int, value: ir.Value) -> None:
+        """Make ``value`` the node's input ``index``, and drop what that leaves without a user."""
+        if len(node.inputs) <= index:
+            node.resize_inputs(index + 1)
+        old = node.inputs[index]
+        node.replace_input_with(index, value)
+        if old is not None and old is not value:
+            self.release(old)
+
+    def _owned_by(self, value: ir.Value, node: ir.Node) -> bool:
+        return (
+            value.is_initializer()
+            and not self.constants.overridable(value)
+            and not value.is_graph_output()
+            and all(use.node is node for use in value.uses())
+            and len(value.uses()) == 1
+        )
+
+    def bypass(self, nodes: Sequence[ir.Node], source: ir.Value, output: ir.Value, *, rename: bool) -> None:
+        """Remove a chain of nodes that led from ``source`` to ``output``.
+
+        Args:
+            nodes: the chain, in order.
+            source: the value that takes the place of ``output``.
+            output: what the chain computed.
+            rename: whether ``source`` takes over the name of ``output``, because it now carries its value. It
+                must, where ``output`` is an output of the graph.
+        """
+        name = output.name
+        if output.is_graph_output():
+            source.type, source.shape = output.type, output.shape
+        output.replace_all_uses_with(source, replace_graph_outputs=True)
+        self.remove(nodes)
+        if rename:
+            output.name = None
+            source.name = name
+            source.metadata_props.update(output.metadata_props)
+
+    def replace(self, nodes: Sequence[ir.Node], source: ir.Value, output: ir.Value, new: NewOp) -> ir.Node:
+        """Put one new node in the place of a chain that led from ``source`` to ``output``, and return it."""
+        last = nodes[-1]
+        node = self._make(new, source, output, beside=last)
+        self.bypass(nodes, node.outputs[0], output, rename=True)
+        return node
+
+    def append(self, value: ir.Value, new: NewOp) -> ir.Node:
+        """Put one new node behind ``value``, under its name, for all that used it so far; return the node."""
+        producer = value.producer()
+        assert producer is not None
+        users = list(value.uses())
+        node = self._make(new, value, value, beside=producer)
+        result = node.outputs[0]
+        for user in users:
+            user.node.replace_input_with(user.idx, result)
+        if value.is_graph_output():
+            outputs = value.graph.outputs if value.graph is not None else []
+            for index, output in enumerate(outputs):
+                if output is value:
+                    outputs[index] = result
+        name, value.name = value.name, result.name
+        result.name = name
+        return node
+
+    def _make(self, new: NewOp, source: ir.Value, like: ir.Value, *, beside: ir.Node) -> ir.Node:
+        """A new node right after ``beside`` that reads ``source`` and yields something of the type of ``like``."""
+        node = ir.node(new.op_type, [source, *new.constants], attributes=dict(new.attributes), domain=beside.domain)
+        node.name = _fresh(f"{label(beside)}_{new.op_type.lower()}", self._node_names)
+        result = node.outputs[0]
+        result.type, result.shape = like.type, like.shape
+        result.name = self.fresh_name(f"{like.name}_{new.op_type.lower()}")
+        assert beside.graph is not None
+        beside.graph.insert_after(beside, node)
+        self.shapes.copy(like, result)
+        return node
+
+    def remove(self, nodes: Iterable[ir.Node]) -> None:
+        """Remove nodes whose results nobody uses any more, and the constants that only they used."""
+        for node in reversed(list(nodes)):
+            inputs = [value for value in node.inputs if value is not None]
+            assert node.graph is not None
+            node.graph.remove(node, safe=True)
+            for value in inputs:
+                self.release(value)
+
+    def release(self, value: ir.Value) -> None:
+        """Drop a constant that has lost its last user, and all that existed only to compute it."""
+        stack = [value]
+        while stack:
+            current = stack.pop()
+            if current.uses() or current.is_graph_output():
+                continue
+            producer = current.producer()
+            if producer is None:
+                self._drop_initializer(current)
+            elif producer.graph is not None and _is_dead(producer) and self._is_constant_op(producer):
+                stack.extend(v for v in producer.inputs if v is not None)
+                producer.graph.remove(producer, safe=True)
+
+    def _is_constant_op(self, node: ir.Node) -> bool:
+        """Whether the node computes a constant; a dead branch that the user left in the graph is not ours."""
+        return all(self.constants.array(output) is not None for output in node.outputs)
+
+    def _drop_initializer(self, value: ir.Value) -> None:
+        graph = value.graph
+        if not value.is_initializer() or self.constants.overridable(value) or not isinstance(graph, ir.Graph):
+            return
+        assert value.name is not None
+        if value.is_graph_input():  # IR version 3
+            graph.inputs.remove(value)
+        del graph.initializers[value.name]
+        self._names.discard(value.name)
+
+
+def _is_dead(node: ir.Node) -> bool:
+    return not any(output.uses() or output.is_graph_output() for output in node.outputs)
+
+
+def _fresh(wish: str, taken: set[str]) -> str:
+    name, count = wish, 0
+    while name in taken:
+        count += 1
+        name = f"{wish}_{count}"
+    taken.add(name)
+    return name
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in model.graphs():
+        yield from graph.inputs
+        yield from graph.initializers.values()
+        for node in graph:
+            yield from node.outputs
+
+
+def attributes_of(node: ir.Node) -> dict[str, Any]:
+    """The node's attributes as plain Python values; those that refer to a function's parameters are left out."""
+    return {name: attribute.value for name, attribute in node.attributes.items() if not attribute.is_ref()}
+
+
+def in_default_domain(node: ir.Node) -> bool:
+    """Whether the node is an operator of the ONNX specification."""
+    return node.domain in DEFAULT_DOMAINS
+
+
+def sole_user(value: ir.Value) -> ir.Node | None:
+    """The node that alone reads ``value``, once; None where the value is also an output or has other readers."""
+    if value.is_graph_output() or len(value.uses()) != 1:
+        return None
+    return next(iter(value.uses())).node
+
+
+def label(node: ir.Node) -> str:
+    """What to call a node in a report: its name, or its first output's where it has none."""
+    if node.name:
+        return node.name
+    return next((output.name for output in node.outputs if output.name), node.op_type)
