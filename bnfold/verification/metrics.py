@@ -1,0 +1,164 @@
+"""How far one array is from another: pure functions of arrays."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+#: Unit roundoff: the largest relative error of rounding a number to the type, ``2^−p``.
+UNIT_ROUNDOFF: dict[str, float] = {
+    "float16": 2.0**-11,
+    "bfloat16": 2.0**-8,
+    "float32": 2.0**-24,
+    "float64": 2.0**-53,
+}
+
+#: Significand bits without the hidden one, and the exponent of the smallest normal number.
+_FORMAT: dict[str, tuple[int, int]] = {
+    "float16": (10, -14),
+    "bfloat16": (7, -126),
+    "float32": (23, -126),
+    "float64": (52, -1022),
+}
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The difference of one output from what was expected of it.
+
+    Attributes:
+        size: number of elements.
+        scale: the largest finite magnitude expected; 1 for integers and booleans.
+        max_abs: the largest absolute difference; for integers and booleans the fraction of elements that differ.
+        mean_abs: the mean absolute difference.
+        relative: ``max_abs / scale``; None where the scale is 0.
+        cosine: of the angle between both as vectors; None where one of them is 0.
+        snr_db: ``10·log10(Σ expected² / Σ difference²)``; None where there is no difference or no signal.
+        ulp_max: the largest difference in units of the last place of the expected value in the data's type.
+        top1: the fraction of rows with the same largest element, for ``(N, K)`` outputs; else None.
+        non_finite: elements that are NaN or infinite in one and not the same in the other.
+    """
+
+    size: int
+    scale: float
+    max_abs: float
+    mean_abs: float
+    relative: float | None
+    cosine: float | None
+    snr_db: float | None
+    ulp_max: float | None
+    top1: float | None
+    non_finite: int
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict."""
+        return asdict(self)
+
+
+def is_float(array: Array) -> bool:
+    """Whether the array holds floating-point numbers, bfloat16 included."""
+    return array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
+
+
+def scale_of(expected: Array) -> float:
+    """The largest finite magnitude; 1 for integers and booleans."""
+    if not is_float(expected):
+        return 1.0
+    wide = np.abs(expected.astype(np.float64))
+    finite = wide[np.isfinite(wide)]
+    return float(finite.max()) if finite.size else 0.0
+
+
+def deviation(expected: Array, actual: Array, excused: Array | None = None) -> tuple[Array, int]:
+    """Element-wise absolute differences, and the number of NaN and infinities that do not correspond.
+
+    Elements that are not finite in one or the other have the difference 0 and count only in the second number: they
+    correspond where both are NaN, or both the same infinity. Integers and booleans differ by 0 or 1.
+
+    Args:
+        expected: any numeric array.
+        actual: an array of the same shape.
+        excused: a boolean array: where a NaN or infinity of ``actual`` need not correspond.
+    """
+    if not is_float(expected):
+        return (expected != actual).astype(np.float64), 0
+    wanted, got = expected.astype(np.float64), actual.astype(np.float64)
+    finite = np.isfinite(wanted) & np.isfinite(got)
+    with np.errstate(invalid="ignore"):
+        difference = np.where(finite, np.abs(wanted - got), 0.0)
+    if finite.all():
+        return difference, 0
+    strange = ~finite & ~((wanted == got) | (np.isnan(wanted) & np.isnan(got)))
+    if excused is not None:
+        strange &= ~excused
+    return difference, int(strange.sum())
+
+
+def compare(expected: Array, actual: Array, dtype: str = "float32", excused: Array | None = None) -> Metrics:
+    """All metrics of one output.
+
+    Args:
+        expected: the true values, usually float64.
+        actual: an array of the same shape.
+        dtype: the type whose last place :attr:`Metrics.ulp_max` counts in.
+        excused: see :func:`deviation`.
+    """
+    difference, strange = deviation(expected, actual, excused)
+    scale = scale_of(expected)
+    largest = float(difference.max()) if difference.size else 0.0
+    floating = is_float(expected)
+    if floating:
+        wanted = np.where(np.isfinite(expected), expected, 0).astype(np.float64)
+        got = np.where(np.isfinite(actual), actual, 0).astype(np.float64)
+    if not floating:
+        mean = float(difference.mean()) if difference.size else 0.0
+        return Metrics(expected.size, 1.0, mean, mean, mean, None, None, None, None, 0)
+    return Metrics(
+        size=expected.size,
+        scale=scale,
+        max_abs=largest,
+        mean_abs=float(difference.mean()) if difference.size else 0.0,
+        relative=largest / scale if scale > 0 else None,
+        cosine=_cosine(wanted, got),
+        snr_db=_snr(wanted, difference),
+        ulp_max=float((difference / spacing(wanted, dtype)).max()) if difference.size else 0.0,
+        top1=_top1(wanted, got),
+        non_finite=strange,
+    )
+
+
+def spacing(values: Array, dtype: str) -> Array:
+    """The unit in the last place of each value in ``dtype``: ``2^(max(⌊log2|v|⌋, e_min) − p)``."""
+    bits, smallest = _FORMAT[dtype]
+    _, exponent = np.frexp(np.abs(values))
+    return np.asarray(np.ldexp(1.0, np.maximum(exponent - 1, smallest) - bits))
+
+
+def _cosine(wanted: Array, got: Array) -> float | None:
+    # Scaled first, so that squares neither overflow nor vanish.
+    top, other = float(np.abs(wanted).max(initial=0)), float(np.abs(got).max(initial=0))
+    if top == 0 or other == 0:
+        return None
+    a, b = (wanted / top).ravel(), (got / other).ravel()
+    return float(np.clip(a @ b / np.sqrt((a @ a) * (b @ b)), -1.0, 1.0))
+
+
+def _snr(wanted: Array, difference: Array) -> float | None:
+    top = float(np.abs(wanted).max(initial=0))
+    if top == 0 or not difference.any():
+        return None
+    signal, noise = wanted.ravel() / top, difference.ravel() / top
+    power = float(noise @ noise)
+    return float(10 * np.log10((signal @ signal) / power)) if power > 0 else None
+
+
+def _top1(wanted: Array, got: Array) -> float | None:
+    if wanted.ndim != 2 or wanted.shape[1] < 2 or not wanted.shape[0]:
+        return None
+    return float((wanted.argmax(axis=1) == got.argmax(axis=1)).mean())

@@ -1,0 +1,124 @@
+"""What a model computes, in float64: the number that both files of a verification are held against.
+
+The float64 evaluation has a unit roundoff of 1.1e-16, so that its own error is some nine orders of magnitude below
+that of a float32 run: what differs in it is algebra and the rounding of weights, never the order of a sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bnfold.verification.double import to_double
+from bnfold.verification.metrics import UNIT_ROUNDOFF
+
+if TYPE_CHECKING:
+    from bnfold.verification.evaluator import Evaluator64
+
+Array = NDArray[Any]
+
+#: Operators whose weights a fold may round anew. A nudge to the constants of others could change a shape, the
+#: sign under a root, or the step of a quantizer.
+_WEIGHTED = frozenset({"BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul"})
+_SCALED = frozenset({"Add", "Div", "Mul", "Sub"})
+
+#: Constants of fewer elements than this that feed an Add or Mul may be sizes on their way to a Resize or Reshape.
+_FEWEST_SCALES = 9
+
+_FLOATS = {
+    ir.DataType.FLOAT16: "float16",
+    ir.DataType.BFLOAT16: "bfloat16",
+    ir.DataType.FLOAT: "float32",
+    ir.DataType.DOUBLE: "float64",
+}
+
+#: Operators that draw random numbers: no two runs of them agree.
+RANDOM = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+
+
+class Oracle:
+    """A model ready to be evaluated in float64.
+
+    Args:
+        model: the model as loaded; it is copied, not changed.
+
+    Raises:
+        NotInFloat64Error: (here and in :meth:`run`) the model holds an operator that does not run in float64.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        from bnfold.verification.evaluator import Evaluator64
+
+        copy = to_double(model)
+        self._constants: dict[str, Array] = {}
+        # What one rounding of each weight amounts to, in the type that the file keeps it in.
+        self._roundoff = {
+            name: UNIT_ROUNDOFF[dtype]
+            for name, value in model.graph.initializers.items()
+            if (dtype := weight_dtype(value)) is not None
+        }
+        # Weights go around the protobuf, which is bounded to 2 GiB and would copy each of them twice.
+        for name, value in list(copy.graph.initializers.items()):
+            assert value.const_value is not None
+            self._constants[name] = value.const_value.numpy()
+            copy.graph.initializers.pop(name)
+        self._evaluator: Evaluator64 = Evaluator64(ir.to_proto(copy))
+        self._names = [str(value.name) for value in model.graph.outputs]
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs by name; floating-point inputs of any width are taken as they are, without rounding.
+
+        Args:
+            feeds: a value for each input of the graph that has no initializer.
+        """
+        return self._run(feeds, self._constants, self._names)
+
+    def values(self, feeds: Mapping[str, Array], names: Iterable[str]) -> dict[str, Array]:
+        """Any values of the main graph by name, intermediate ones included."""
+        return self._run(feeds, self._constants, list(names))
+
+    def run_nudged(self, feeds: Mapping[str, Array], seed: int) -> dict[str, Array]:
+        """The outputs when each weight is moved by one unit roundoff of its type, up or down at random.
+
+        It tells how much the rounding of weights, which a fold cannot avoid, moves the outputs.
+        """
+        random = np.random.default_rng(seed)
+        nudged = {
+            name: constant * (1.0 + self._roundoff[name] * random.choice((-1.0, 1.0), constant.shape))
+            if name in self._roundoff
+            else constant
+            for name, constant in self._constants.items()
+        }
+        return self._run(feeds, nudged, self._names)
+
+    @property
+    def narrowed(self) -> list[str]:
+        """Operators that the evaluator computed in less than float64 so far, in alphabetical order."""
+        return sorted(self._evaluator.narrowed())
+
+    def _run(self, feeds: Mapping[str, Array], constants: Mapping[str, Array], names: list[str]) -> dict[str, Array]:
+        wide = {name: _widened(value) for name, value in feeds.items()}
+        with np.errstate(all="ignore"):  # overflow and invalid operations are results here, not news
+            results = self._evaluator.run(names, {**constants, **wide})
+        return {name: np.asarray(value) for name, value in zip(names, results, strict=True)}
+
+
+def _widened(value: Array) -> Array:
+    # kind 'V' is bfloat16 of ml_dtypes.
+    return value.astype(np.float64) if value.dtype.kind in "fV" else value
+
+
+def weight_dtype(value: ir.Value) -> str | None:
+    """The floating-point type of an initializer that a fold may round anew; None for any other."""
+    if value.dtype not in _FLOATS or value.const_value is None:
+        return None
+    users = {node.op_type for node in value.consumers()}
+    if users <= _WEIGHTED or (users <= _WEIGHTED | _SCALED and value.const_value.size >= _FEWEST_SCALES):
+        return _FLOATS[value.dtype]
+    return None
