@@ -91,7 +91,7 @@ def _deserialize(proto: onnx.ModelProto, source: Path) -> ir.Model:
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
     """Every tensor of the model, subgraphs and attributes included, whose data is in another file."""
-    for graph in (model.graph, *model.graph.subgraphs()):
+    for graph in model.graphs():
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
                 yield value.const_value
@@ -132,31 +132,42 @@ def save_model(model: ir.Model, path: StrPath, *, external_data: ExternalData = 
         OutputError: the file cannot be written, or is too large to be written without external data.
     """
     target = check_output_file(path)
+    with staging_folder(target) as folder:
+        publish_model(write_model(model, folder / target.name, external_data=external_data), target)
+    return target
+
+
+def write_model(model: ir.Model, path: Path, *, external_data: ExternalData = "auto") -> Path:
+    """Write a model, and its external data if any, into a folder of one's own; return the model's path."""
     weights = sum(
         value.const_value.nbytes
-        for graph in (model.graph, *model.graph.subgraphs())
+        for graph in model.graphs()
         for value in graph.initializers.values()
         if value.const_value is not None
     )
     external = external_data == "always" or (external_data == "auto" and weights > _EMBED_LIMIT)
-    data_name = f"{target.name}.data"
-    with staging_folder(target) as folder:
-        staged = folder / target.name
-        try:
-            # onnx-ir would keep a tensor that is external already where it is: load those that must move in.
-            if not external:
-                ir.save(_embedded(model), staged)
-            else:
-                ir.save(model, staged, external_data=data_name)
-        except ValueError as error:  # protobuf's own limit
-            raise OutputError(
-                f"{target} would be larger than the 2 GiB that one file may hold; store the weights as external data"
-            ) from error
-        staged_data = folder / data_name
-        if staged_data.exists():  # the data first: a model that is there is a model that loads
-            publish(staged_data, target.with_name(data_name))
-        publish(staged, target)
-    return target
+    try:
+        if external:
+            ir.save(model, path, external_data=_data_name(path))
+        else:
+            ir.save(_embedded(model), path)
+    except ValueError as error:  # protobuf's own limit
+        raise OutputError(
+            f"{path.name} would be larger than the 2 GiB that one file may hold; store the weights as external data"
+        ) from error
+    return path
+
+
+def publish_model(staged: Path, target: Path) -> None:
+    """Move a written model into place: its data first, so that a model that is there is a model that loads."""
+    staged_data = staged.with_name(_data_name(staged))
+    if staged_data.exists():
+        publish(staged_data, target.with_name(_data_name(target)))
+    publish(staged, target)
+
+
+def _data_name(path: Path) -> str:
+    return f"{path.name}.data"
 
 
 def _embedded(model: ir.Model) -> ir.Model:

@@ -1,0 +1,204 @@
+"""The pipeline around the engine: load, inline, fold, check, verify, save."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+
+from bnfold.errors import InputError, ModelError, OutputError
+from bnfold.files import StrPath, check_output_file, staging_folder
+from bnfold.fold import fold
+from bnfold.fold.linear import LINEAR_OPS
+from bnfold.fold.report import FoldReport
+from bnfold.fold.sites import Selection, is_batch_norm
+from bnfold.graph import label
+from bnfold.model_file import ExternalData, load_model, publish_model, write_model
+from bnfold.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from bnfold.verification import VerifyOptions, VerifyResult
+
+
+@dataclass(frozen=True)
+class OptimizeOptions:
+    """How to optimize.
+
+    Attributes:
+        freeze_inputs: treat initializers that a caller could override (IR version 4 and later) as constants, and
+            remove them from the inputs.
+        only: shell patterns of node or output names; where given, only affines that match one are touched.
+        keep: shell patterns of node or output names; affines that match one are left alone.
+        external_data: where the weights of the written file go.
+        in_place: whether the output may be the input file.
+        verify: how to prove the result before it is written; None to write it unproven.
+    """
+
+    freeze_inputs: bool = False
+    only: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    external_data: ExternalData = "auto"
+    in_place: bool = False
+    verify: VerifyOptions | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class OptimizeResult:
+    """What :func:`optimize` made.
+
+    Attributes:
+        model: the optimized model.
+        report: the fate of each batch norm.
+        verification: the proof, if one was asked for.
+        path: the file that was written; None where none was asked for, or where the proof failed.
+    """
+
+    model: ir.Model
+    report: FoldReport
+    verification: VerifyResult | None = None
+    path: Path | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as plain data, without the model itself."""
+        return {
+            "output": str(self.path) if self.path else None,
+            "report": self.report.to_json(),
+            "verification": self.verification.to_json() if self.verification else None,
+        }
+
+
+def optimize(
+    model: ir.Model | StrPath,
+    output: StrPath | None = None,
+    options: OptimizeOptions | None = None,
+    progress: Progress = silent,
+) -> OptimizeResult:
+    """Fold every batch norm, and every other per-channel affine, that algebra lets fold.
+
+    Args:
+        model: an ONNX file, or a model in memory, which stays as it is.
+        output: the file to write; it appears whole, after it was checked and proven, or not at all.
+        options: see :class:`OptimizeOptions`.
+        progress: told of the proof's progress.
+
+    Returns:
+        The optimized model with exactly one record for each batch norm of the input. Where the proof that
+        ``options.verify`` asks for fails, nothing is written and ``path`` is None.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+        InputError: a pattern in ``only`` or ``keep`` matches nothing, or a proof was asked for without an output.
+        OutputError: the output cannot be written, or is the input and ``in_place`` was not asked for.
+    """
+    options = options or OptimizeOptions()
+    if output is None:
+        if options.verify is not None:
+            raise InputError("a proof compares two files; give an output path, or call bnfold.verify yourself")
+        return OptimizeResult(*_folded(model, options))
+    target = check_output_file(output)
+    if not isinstance(model, ir.Model) and not options.in_place and _same_file(model, target):
+        raise OutputError(f"{target} is the input itself; write elsewhere, or ask for it with --in-place")
+    folded, report = _folded(model, options)
+    with staging_folder(target) as folder:
+        staged = write_model(folded, folder / target.name, external_data=options.external_data)
+        _check_result(staged)
+        verification = _proof(model, staged, options, progress)
+        if verification is not None and verification.mismatch:
+            return OptimizeResult(folded, report, verification)
+        publish_model(staged, target)
+    return OptimizeResult(folded, report, verification, target)
+
+
+def inspect(model: ir.Model | StrPath, options: OptimizeOptions | None = None) -> FoldReport:
+    """What :func:`optimize` would do to each batch norm, and why not more: the same engine on a copy.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+        InputError: a pattern in ``only`` or ``keep`` matches nothing.
+    """
+    return _folded(model, options or OptimizeOptions())[1]
+
+
+def _folded(model: ir.Model | StrPath, options: OptimizeOptions) -> tuple[ir.Model, FoldReport]:
+    work = model.clone() if isinstance(model, ir.Model) else load_model(model)
+    _inline(work)
+    if options.freeze_inputs and work.ir_version >= 4:
+        common_passes.RemoveInitializersFromInputsPass()(work)
+    report = fold(work, _selection(work, options))
+    return work, report
+
+
+def _inline(model: ir.Model) -> None:
+    """Inline the local functions that hold an op that matters to folding, however deep."""
+    wanted: set[ir.OperatorIdentifier] = set()
+    changed = True
+    while changed:
+        holders = {
+            identifier
+            for identifier, function in model.functions.items()
+            if identifier not in wanted
+            and any(
+                is_batch_norm(node) or node.op_type in LINEAR_OPS or node.op_identifier() in wanted
+                for node in function.all_nodes()
+            )
+        }
+        wanted |= holders
+        changed = bool(holders)
+    if not wanted:
+        return
+    try:
+        common_passes.InlinePass(lambda function: function.identifier() in wanted)(model)
+    except ir.passes.PreconditionError as error:
+        raise ModelError(f"the model's local functions call each other in a circle: {error}") from error
+
+
+def _selection(model: ir.Model, options: OptimizeOptions) -> Selection:
+    if not options.only and not options.keep:
+        return lambda _node: True
+
+    def matches(node: ir.Node, pattern: str) -> bool:
+        return any(fnmatchcase(name, pattern) for name in (label(node), node.outputs[0].name or ""))
+
+    nodes = [node for graph in model.graphs() for node in graph if node.outputs]
+    for pattern in (*options.only, *options.keep):
+        if not any(matches(node, pattern) for node in nodes):
+            raise InputError(f"no node or output is named like {pattern!r}; `bnfold inspect` lists the names")
+    # The names are matched now: folding renames values.
+    chosen = {
+        node
+        for node in nodes
+        if (not options.only or any(matches(node, pattern) for pattern in options.only))
+        and not any(matches(node, pattern) for pattern in options.keep)
+    }
+    made_by_folding = frozenset(nodes)
+    return lambda node: node in chosen or node not in made_by_folding
+
+
+def _same_file(model: StrPath, target: Path) -> bool:
+    return target.exists() and Path(model).exists() and target.samefile(model)
+
+
+def _check_result(staged: Path) -> None:
+    """What bnfold writes is held against the ONNX specification, shapes included, before anyone sees it."""
+    try:
+        onnx.checker.check_model(staged)
+    except onnx.checker.ValidationError as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise ModelError(f"folding made an invalid model, which was not written; please report it: {first_line}") from (
+            error
+        )
+
+
+def _proof(
+    model: ir.Model | StrPath, staged: Path, options: OptimizeOptions, progress: Progress
+) -> VerifyResult | None:
+    if options.verify is None:
+        return None
+    from bnfold.verification import verify
+
+    return verify(model, staged, options.verify, progress)

@@ -1,0 +1,359 @@
+"""Each linear op absorbs an affine after it and before it: a table of graphs, proven in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from folding import Array, constants, folded, model_of, norm, ops, reason_of
+
+BN = "BatchNormalization(c, scale, bias, mean, var)"
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    text: str
+    arrays: dict[str, Array]
+    left: dict[str, int]
+    opset: int = 17
+
+
+def case(name: str, text: str, arrays: dict[str, Array], *left: str, opset: int = 17) -> object:
+    counts = {op: left.count(op) for op in left}
+    return pytest.param(Case(name, text, arrays, counts, opset), id=name)
+
+
+def after_conv(attributes: str, weight: tuple[int, ...], data: str, out: str) -> tuple[str, dict[str, Array]]:
+    channels = weight[0]
+    text = f"g (double[{data}] x) => (double[{out}] y) {{ c = Conv{attributes}(x, w) y = {BN} }}"
+    return text, constants(w=weight) | norm(channels)
+
+
+AFTER = [
+    case("conv", *after_conv("", (4, 3, 3, 3), "N,3,8,8", "N,4,6,6"), "Conv"),
+    case("conv 1d", *after_conv("", (4, 3, 3), "N,3,8", "N,4,6"), "Conv"),
+    case("conv 3d", *after_conv("", (4, 3, 3, 1, 2), "N,3,8,8,8", "N,4,6,8,7"), "Conv"),
+    case("conv grouped", *after_conv("<group=2>", (4, 3, 3, 3), "N,6,8,8", "N,4,6,6"), "Conv"),
+    case("conv depthwise ×2", *after_conv("<group=3>", (6, 1, 3, 3), "N,3,8,8", "N,6,6,6"), "Conv"),
+    case("conv padded", *after_conv("<pads=[1,0,2,1]>", (4, 3, 3, 3), "N,3,8,8", "N,4,9,7"), "Conv"),
+    case("conv same", *after_conv('<auto_pad="SAME_UPPER">', (4, 3, 3, 3), "N,3,8,8", "N,4,8,8"), "Conv"),
+    case(
+        "conv strided dilated",
+        *after_conv("<strides=[2,2], dilations=[2,1]>", (4, 3, 3, 3), "N,3,9,9", "N,4,3,4"),
+        "Conv",
+    ),
+    case(
+        "conv with bias",
+        f"g (double[N,3,8,8] x) => (double[N,4,6,6] y) {{ c = Conv(x, w, b) y = {BN} }}",
+        constants(w=(4, 3, 3, 3), b=(4,)) | norm(4),
+        "Conv",
+    ),
+    case(
+        "conv with an empty bias name",
+        f'g (double[N,3,8,8] x) => (double[N,4,6,6] y) {{ c = Conv(x, w, "") y = {BN} }}',
+        constants(w=(4, 3, 3, 3)) | norm(4),
+        "Conv",
+    ),
+    case(
+        "transposed conv, grouped",
+        f"g (double[N,4,5,5] x) => (double[N,6,11,11] y) {{ c = ConvTranspose<group=2, strides=[2,2]>(x, w, b) y = {BN} }}",
+        constants(w=(4, 3, 3, 3), b=(6,)) | norm(6),
+        "ConvTranspose",
+    ),
+    case(
+        "transposed conv without bias",
+        f"g (double[N,4,5,5] x) => (double[N,3,7,7] y) {{ c = ConvTranspose(x, w) y = {BN} }}",
+        constants(w=(4, 3, 3, 3)) | norm(3),
+        "ConvTranspose",
+    ),
+    *(
+        case(
+            f"gemm transA={ta} transB={tb} bias {shape}",
+            f"g (double[{'5,3' if ta else '3,5'}] x) => (double[3,4] y)"
+            f" {{ c = Gemm<alpha=0.5, beta=2.0, transA={ta}, transB={tb}>(x, w, b) y = {BN} }}",
+            constants(w=(4, 5) if tb else (5, 4), b=shape) | norm(4),
+            "Gemm",
+        )
+        for ta, tb, shape in [(0, 0, (4,)), (1, 0, (1,)), (0, 1, ()), (1, 1, (1, 4)), (0, 0, (3, 1)), (0, 1, (3, 4))]
+    ),
+    case(
+        "gemm without bias",
+        f"g (double[N,5] x) => (double[N,4] y) {{ c = Gemm<alpha=3.0>(x, w) y = {BN} }}",
+        constants(w=(5, 4)) | norm(4),
+        "Gemm",
+    ),
+    case(
+        "matmul leaves the Add that it has no bias for",
+        f"g (double[N,5] x) => (double[N,4] y) {{ c = MatMul(x, w) y = {BN} }}",
+        constants(w=(5, 4)) | norm(4),
+        "MatMul",
+        "Add",
+    ),
+    case(
+        "matmul and add",
+        f"g (double[N,5] x) => (double[N,4] y) {{ d = MatMul(x, w) c = Add(b, d) y = {BN} }}",
+        constants(w=(5, 4), b=(4,)) | norm(4),
+        "MatMul",
+        "Add",
+    ),
+    case(
+        "matmul of three dimensions, transposed to channels first",
+        f"g (double[N,7,5] x) => (double[N,4,7] y) {{ d = MatMul(x, w) c = Transpose<perm=[0,2,1]>(d) y = {BN} }}",
+        constants(w=(5, 4)) | norm(4),
+        "MatMul",
+        "Transpose",
+        "Add",
+    ),
+    case(
+        "stack of matrices",
+        "g (double[3,7,5] x) => (double[3,7,4] y) { c = MatMul(x, w) y = Mul(c, k) }",
+        constants(w=(3, 5, 4), k=(4,)),
+        "MatMul",
+    ),
+    case("opset 7", *after_conv("", (4, 3, 3, 3), "N,3,8,8", "N,4,6,6"), "Conv", opset=7),
+    case("opset 9", *after_conv("", (4, 3, 3, 3), "N,3,8,8", "N,4,6,6"), "Conv", opset=9),
+    case("opset 15", *after_conv("", (4, 3, 3, 3), "N,3,8,8", "N,4,6,6"), "Conv", opset=15),
+    case("opset 22", *after_conv("", (4, 3, 3, 3), "N,3,8,8", "N,4,6,6"), "Conv", opset=22),
+    case(
+        "chain of constants in any order",
+        "g (double[N,3,8,8] x) => (double[N,4,6,6] y)"
+        " { c = Conv(x, w) d = Sub(k1, c) e = Div(d, pos) f = Neg(e) h = Mul(k2, f) i = Sub(h, k3) y = Add(k4, i) }",
+        constants(w=(4, 3, 3, 3), k1=(4, 1, 1), pos=(1, 4, 1, 1), k2=(4, 1, 1), k3=(), k4=(1, 1, 1, 1)),
+        "Conv",
+    ),
+    case(
+        "several batch norms in a row",
+        "g (double[N,3,8,8] x) => (double[N,4,6,6] y)"
+        " { a = Conv(x, w) b = BatchNormalization(a, scale, bias, mean, var)"
+        " c = BatchNormalization(b, scale2, bias2, mean2, var2) y = Mul(c, k) }",
+        constants(w=(4, 3, 3, 3), k=(4, 1, 1)) | norm(4) | norm(4, "2"),
+        "Conv",
+    ),
+    case(
+        "a constant that varies along no axis, in full shape",
+        "g (double[2,3,8,8] x) => (double[2,4,6,6] y) { c = Conv(x, w) y = Mul(c, k) }",
+        constants(w=(4, 3, 3, 3)) | {"k": np.full((2, 4, 6, 6), 3.0)},
+        "Conv",
+    ),
+]
+
+BEFORE = [
+    case(
+        "conv",
+        "g (double[N,3,8,8] x) => (double[N,4,6,6] y) { c = Relu(x) d = BatchNormalization(c, scale, bias, mean, var) y = Conv(d, w) }",
+        constants(w=(4, 3, 3, 3)) | norm(3),
+        "Relu",
+        "Conv",
+    ),
+    case(
+        "conv grouped with bias",
+        "g (double[N,6,8,8] x) => (double[N,4,6,6] y) { d = BatchNormalization(x, scale, bias, mean, var) y = Conv<group=2>(d, w, b) }",
+        constants(w=(4, 3, 3, 3), b=(4,)) | norm(6),
+        "Conv",
+    ),
+    case(
+        "padded conv, scale only",
+        "g (double[N,3,8,8] x) => (double[N,4,8,8] y) { d = Mul(x, k) y = Conv<pads=[1,1,1,1]>(d, w) }",
+        constants(w=(4, 3, 3, 3), k=(3, 1, 1)),
+        "Conv",
+    ),
+    case(
+        "1×1 conv with auto_pad never pads",
+        'g (double[N,3,8,8] x) => (double[N,4,4,4] y) { d = BatchNormalization(x, scale, bias, mean, var) y = Conv<auto_pad="SAME_LOWER", strides=[2,2]>(d, w) }',
+        constants(w=(4, 3, 1, 1)) | norm(3),
+        "Conv",
+    ),
+    case(
+        "input normalization",
+        "g (double[N,3,8,8] x) => (double[N,4,6,6] y) { a = Sub(x, k) d = Div(a, pos) y = Conv(d, w) }",
+        constants(w=(4, 3, 3, 3), k=(1, 3, 1, 1), pos=(1, 3, 1, 1)),
+        "Conv",
+    ),
+    case(
+        "transposed conv, scale only",
+        "g (double[N,4,5,5] x) => (double[N,6,11,11] y) { d = Mul(x, k) y = ConvTranspose<group=2, strides=[2,2]>(d, w) }",
+        constants(w=(4, 3, 3, 3), k=(4, 1, 1)),
+        "ConvTranspose",
+    ),
+    case(
+        "transposed 1×1 conv at stride 1 takes a shift",
+        "g (double[N,4,5,5] x) => (double[N,6,5,5] y) { d = BatchNormalization(x, scale, bias, mean, var) y = ConvTranspose<group=2>(d, w) }",
+        constants(w=(4, 3, 1, 1)) | norm(4),
+        "ConvTranspose",
+    ),
+    *(
+        case(
+            f"gemm transB={tb}",
+            f"g (double[N,5] x) => (double[N,4] y) {{ d = BatchNormalization(x, scale, bias, mean, var) y = Gemm<alpha=0.5, beta=3.0, transB={tb}>(d, w, b) }}",
+            constants(w=(4, 5) if tb else (5, 4), b=(4,)) | norm(5),
+            "Gemm",
+        )
+        for tb in (0, 1)
+    ),
+    case(
+        "gemm transA contracts axis 0",
+        "g (double[5,3] x) => (double[3,4] y) { d = Mul(x, k) y = Gemm<transA=1>(d, w) }",
+        constants(w=(5, 4), k=(5, 1)),
+        "Gemm",
+    ),
+    case(
+        "matmul whose Add takes the shift",
+        "g (double[N,5] x) => (double[N,4] y) { d = BatchNormalization(x, scale, bias, mean, var) e = MatMul(d, w) y = Add(e, b) }",
+        constants(w=(5, 4), b=(4,)) | norm(5),
+        "MatMul",
+        "Add",
+    ),
+    case(
+        "matmul that narrows gets an Add",
+        "g (double[N,5] x) => (double[N,4] y) { d = BatchNormalization(x, scale, bias, mean, var) y = MatMul(d, w) }",
+        constants(w=(5, 4)) | norm(5),
+        "MatMul",
+        "Add",
+    ),
+    case(
+        "several consumers that all accept",
+        "g (double[N,3,8,8] x) => (double[N,4,6,6] y, double[N,5,8,8] z)"
+        " { d = BatchNormalization(x, scale, bias, mean, var) y = Conv(d, w) z = Conv(d, v) }",
+        constants(w=(4, 3, 3, 3), v=(5, 3, 1, 1)) | norm(3),
+        "Conv",
+        "Conv",
+    ),
+    case(
+        "through Flatten into Gemm",
+        "g (double[N,3,2,2] x) => (double[N,4] y) { d = BatchNormalization(x, scale, bias, mean, var) e = Flatten(d) y = Gemm(e, w) }",
+        constants(w=(12, 4)) | norm(3),
+        "Flatten",
+        "Gemm",
+    ),
+]
+
+
+@pytest.mark.parametrize("case", AFTER)
+def test_affine_after_a_linear_op_is_absorbed(case: Case) -> None:
+    model, report = folded(model_of(case.text, case.arrays, opset=case.opset))
+    assert ops(model) == case.left
+    assert {record.fate for record in report.records} == {"folded"}
+
+
+@pytest.mark.parametrize("case", BEFORE)
+def test_affine_before_a_linear_op_is_absorbed(case: Case) -> None:
+    model, report = folded(model_of(case.text, case.arrays, opset=case.opset))
+    assert ops(model) == case.left
+    assert {record.fate for record in report.records} == {"folded"}
+
+
+KEPT = [
+    (
+        "padding",
+        "padding",
+        "g (double[N,3,8,8] x) => (double[N,4,8,8] y) { d = BatchNormalization(x, scale, bias, mean, var) y = Conv<pads=[1,1,1,1]>(d, w) }",
+        constants(w=(4, 3, 3, 3)) | norm(3),
+    ),
+    (
+        "auto_pad pads",
+        "padding",
+        'g (double[N,3,8,8] x) => (double[N,4,8,8] y) { d = BatchNormalization(x, scale, bias, mean, var) y = Conv<auto_pad="SAME_UPPER">(d, w) }',
+        constants(w=(4, 3, 3, 3)) | norm(3),
+    ),
+    (
+        "1×1 conv with explicit pads",
+        "padding",
+        "g (double[N,3,8,8] x) => (double[N,4,10,10] y) { d = BatchNormalization(x, scale, bias, mean, var) y = Conv<pads=[1,1,1,1]>(d, w) }",
+        constants(w=(4, 3, 1, 1)) | norm(3),
+    ),
+    (
+        "a shift before a transposed conv whose kernel equals its stride",
+        "nonzero-shift",
+        "g (double[N,4,5,5] x) => (double[N,6,10,10] y) { d = BatchNormalization(x, scale, bias, mean, var) y = ConvTranspose<strides=[2,2]>(d, w) }",
+        constants(w=(4, 6, 2, 2)) | norm(4),
+    ),
+    (
+        "a matmul that widens has no cheap bias",
+        "nonzero-shift",
+        "g (double[N,4] x) => (double[N,5] y) { d = BatchNormalization(x, scale, bias, mean, var) y = MatMul(d, w) }",
+        constants(w=(4, 5)) | norm(4),
+    ),
+    (
+        "stack of matrices and a shift",
+        "nonzero-shift",
+        "g (double[3,4,4] x) => (double[3,4,4] y) { d = BatchNormalization(x, scale, bias, mean, var) e = Transpose<perm=[0,2,1]>(d) y = MatMul(e, w) }",
+        constants(w=(3, 4, 4)) | norm(4),
+    ),
+    (
+        "weight computed at run time",
+        "weight-not-constant",
+        f"g (double[N,3,8,8] x, double[4,3,3,3] w) => (double[N,4,6,6] y) {{ c = Conv(x, w) y = {BN} }}",
+        norm(4),
+    ),
+    (
+        "bias computed at run time",
+        "weight-not-constant",
+        f"g (double[N,3,8,8] x, double[4] b) => (double[N,4,6,6] y) {{ c = Conv(x, w, b) y = {BN} }}",
+        constants(w=(4, 3, 3, 3)) | norm(4),
+    ),
+    (
+        "the other consumer of the conv",
+        "other-consumer",
+        f"g (double[N,3,8,8] x) => (double[N,4,6,6] y, double[N,4,6,6] z) {{ c = Conv(x, w) y = {BN} z = Relu(c) }}",
+        constants(w=(4, 3, 3, 3)) | norm(4),
+    ),
+    (
+        "the conv's result is an output",
+        "graph-output",
+        f"g (double[N,3,8,8] x) => (double[N,4,6,6] y, double[N,4,6,6] c) {{ c = Conv(x, w) y = {BN} }}",
+        constants(w=(4, 3, 3, 3)) | norm(4),
+    ),
+    (
+        "the batch norm's result is an output and a conv's input",
+        "graph-output",
+        "g (double[N,3,8,8] x) => (double[N,3,8,8] d, double[N,4,6,6] y) { d = BatchNormalization(x, scale, bias, mean, var) y = Conv(d, w) }",
+        constants(w=(4, 3, 3, 3)) | norm(3),
+    ),
+    (
+        "one consumer of two accepts",
+        "consumer-not-linear",
+        "g (double[N,3,8,8] x) => (double[N,4,6,6] y, double[N,3,8,8] z)"
+        " { d = BatchNormalization(x, scale, bias, mean, var) y = Conv(d, w) z = Relu(d) }",
+        constants(w=(4, 3, 3, 3)) | norm(3),
+    ),
+    (
+        "as the weight of a conv",
+        "weight-not-constant",
+        "g (double[1,3,8,8] x, double[4,3,3,3] v) => (double[1,4,6,6] y) { w = BatchNormalization(v, scale, bias, mean, var) y = Conv(x, w) }",
+        norm(3),
+    ),
+    (
+        "matmul, transposed, normalized on the other axis of equal length",
+        "axis-mismatch",
+        f"g (double[N,4,5] x) => (double[N,4,4] y) {{ c = MatMul(x, w) y = {BN} }}",
+        constants(w=(5, 4)) | norm(4),
+    ),
+    (
+        "columns as many as channels",
+        "axis-mismatch",
+        "g (double[N,3,8,6] x) => (double[N,4,6,4] y) { c = Conv(x, w) y = Mul(c, k) }",
+        constants(w=(4, 3, 3, 3), k=(4,)),
+    ),
+    (
+        "columns as many as channels, in full rank",
+        "axis-mismatch",
+        "g (double[N,3,8,6] x) => (double[N,4,6,4] y) { c = Conv(x, w) y = Mul(c, k) }",
+        constants(w=(4, 3, 3, 3), k=(1, 1, 1, 4)),
+    ),
+    (
+        "samples as many as channels",
+        "axis-mismatch",
+        "g (double[4,3,8,8] x) => (double[4,4,6,6] y) { c = Conv(x, w) y = Mul(c, k) }",
+        constants(w=(4, 3, 3, 3), k=(4, 1, 1, 1)),
+    ),
+]
+
+
+@pytest.mark.parametrize(("reason", "text", "arrays"), [c[1:] for c in KEPT], ids=[c[0] for c in KEPT])
+def test_what_algebra_forbids_is_kept_with_its_reason(reason: str, text: str, arrays: dict[str, Array]) -> None:
+    source = model_of(text, arrays)
+    model, report = folded(source)
+    assert ops(model) == ops(source)
+    assert reason_of(report) == reason
