@@ -280,6 +280,9 @@ def _write_linear(run: _Run, node: ir.Node, linear: Linear, made: dict[tuple[Any
     weight = node.inputs[1]
     assert weight is not None
     attributes = attributes_of(node)
+    if rounded.bias is not None:
+        # First, because an exported bias is often computed from the shape of the weight, and so shares it.
+        run.graph.set_constant(node, 2, rounded.bias, _bias_name(weight.name or label(node)))
     if np.any(linear.out_scale != 1.0) or np.any(linear.in_scale != 1.0):
         # Ops that shared a weight and absorbed the same go on sharing it.
         key = (weight, linear.out_scale.tobytes(), linear.in_scale.tobytes())
@@ -290,8 +293,6 @@ def _write_linear(run: _Run, node: ir.Node, linear: Linear, made: dict[tuple[Any
             assert array is not None
             stored = LINEAR_OPS[node.op_type].stored(rounded.kernel, attributes, array.shape)
             made[key] = run.graph.set_constant(node, 1, stored, weight.name or label(node))
-    if rounded.bias is not None:
-        run.graph.set_constant(node, 2, rounded.bias, _bias_name(weight.name or label(node)))
     for name in ("alpha", "beta"):
         node.attributes.pop(name, None)
     return rounded.error

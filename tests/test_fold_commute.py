@@ -1,0 +1,137 @@
+"""How an affine crosses an op that is not linear: a table for the rules, and graphs proven in float64."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from folding import constants, folded, model_of, norm, ops, reason_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bnfold.affine import ChannelAffine
+from bnfold.fold.commute import RULES, OpView, matching_axis
+
+RELAYOUT = [
+    # name, before, after, axis before, axis after (None: no proof)
+    ("same", ("N", 4, 5), ("N", 4, 5), 1, 1),
+    ("pixels flattened", ("N", 4, 5, 6), ("N", 4, 30), 1, 1),
+    ("batch and tokens flattened", ("N", 7, 4), (None, 4), 2, 1),
+    ("channels last, batch unknown", (None, 7, 4), (None, 4), 2, 1),
+    ("squeezed", ("N", 4, 1, 1), ("N", 4), 1, 1),
+    ("unsqueezed in front", ("N", 4), (1, "N", 4), 1, 2),
+    ("another axis of the same length", ("N", 4, 5), ("N", 5, 4), 1, None),
+    ("grouped", ("N", 4, 5), ("N", 2, 2, 5), 1, None),
+    ("unknown on both sides", (None, 4, None), (None, 4, None), 1, None),
+    ("symbols of other names", ("N", 4, "H"), ("M", 4, "W"), 1, None),
+]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "source", "target"), [c[1:] for c in RELAYOUT], ids=[c[0] for c in RELAYOUT]
+)
+def test_axis_is_found_only_by_proof(before: tuple, after: tuple, source: int, target: int | None) -> None:
+    assert matching_axis(before, source, after) == target
+    if target is not None:
+        assert matching_axis(after, target, before) == source
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.data())
+def test_relayout_agrees_with_numpy(shape: list[int], data: st.DataObject) -> None:
+    """Any reshape: where a rule moves an affine forward or backward, the arrays agree."""
+    axis = data.draw(st.integers(0, len(shape) - 1))
+    flat = data.draw(st.permutations(_splits(math.prod(shape), data)))
+    x = np.arange(math.prod(shape), dtype=np.float64).reshape(shape) + 1
+    op = OpView("Reshape", 17, {}, (tuple(shape), None), (tuple(flat),), {})
+    affine = ChannelAffine.along(axis, np.arange(shape[axis]) + 2.0, np.arange(shape[axis]) - 5.0)
+    forward = RULES["Reshape"].forward(op, 0, affine)
+    if isinstance(forward, dict):
+        assert np.array_equal(forward[0].apply(x.reshape(flat)), affine.apply(x).reshape(flat))
+    back_axis = data.draw(st.integers(0, len(flat) - 1))
+    steps = data.draw(st.integers(1, 3))
+    scale = np.arange(flat[back_axis]) // steps + 2.0
+    outer = ChannelAffine.along(back_axis, scale, -scale)
+    backward = RULES["Reshape"].backward(op, outer)
+    if isinstance(backward, dict):
+        assert np.array_equal(outer.apply(x.reshape(flat)), backward[0].apply(x).reshape(flat))
+
+
+def _splits(size: int, data: st.DataObject) -> list[int]:
+    factors: list[int] = []
+    while size > 1:
+        factor = data.draw(st.sampled_from([d for d in range(2, size + 1) if size % d == 0]))
+        factors.append(factor)
+        size //= factor
+    return [*factors, *([1] * data.draw(st.integers(0, 2)))] or [1]
+
+
+@given(st.permutations(range(4)), st.integers(0, 3))
+def test_transpose_agrees_with_numpy(permutation: list[int], axis: int) -> None:
+    shape = (2, 3, 4, 5)
+    x = np.arange(120, dtype=np.float64).reshape(shape)
+    op = OpView("Transpose", 17, {"perm": permutation}, (shape,), (None,), {})
+    affine = ChannelAffine.along(axis, np.arange(shape[axis]) + 2.0, 1.0)
+    forward = RULES["Transpose"].forward(op, 0, affine)
+    assert isinstance(forward, dict)
+    assert np.array_equal(forward[0].apply(x.transpose(permutation)), affine.apply(x).transpose(permutation))
+    backward = RULES["Transpose"].backward(op, forward[0])
+    assert isinstance(backward, dict)
+    assert backward[0].axis == axis
+
+
+CROSSED = [
+    ("Identity", "c = Identity(d)", "N,4,6,6", 1),
+    ("Dropout", "c = Dropout(d)", "N,4,6,6", 1),
+    ("Flatten of pixels, then back", "e = Reshape(d, s3) c = Reshape(e, s4)", "N,4,6,6", 1),
+    ("Transpose there and back", "e = Transpose<perm=[0,2,3,1]>(d) c = Transpose<perm=[0,3,1,2]>(e)", "N,4,6,6", 1),
+    ("Unsqueeze and Squeeze", "e = Unsqueeze(d, ax) c = Squeeze(e, ax)", "N,4,6,6", 1),
+]
+
+
+@pytest.mark.parametrize(("body", "out"), [c[1:3] for c in CROSSED], ids=[c[0] for c in CROSSED])
+def test_batch_norm_folds_back_across_ops_that_keep_its_channels(body: str, out: str) -> None:
+    text = f"g (double[N,3,8,8] x) => (double[{out}] y) {{ d = Conv(x, w) {body} y = BatchNormalization(c, scale, bias, mean, var) }}"
+    arrays = constants(w=(4, 3, 3, 3)) | norm(4)
+    used = {"s3": np.array([0, 4, -1]), "s4": np.array([0, 4, 6, 6]), "ax": np.array([0])}
+    arrays |= {name: array for name, array in used.items() if f" {name})" in body}
+    model, report = folded(model_of(text, arrays))
+    assert "BatchNormalization" not in ops(model)
+    assert report.records[0].to_json()["direction"] == "backward"
+    assert report.records[0].to_json()["path"]
+
+
+BLOCKED = [
+    ("nonlinearity", "producer-not-linear", "c = Tanh(d)", "N,4,4,4"),
+    ("columns become channels", "axis-mismatch", "c = Transpose<perm=[0,3,2,1]>(d)", "N,4,4,4"),
+    ("channels regrouped", "axis-mismatch", "e = Concat<axis=1>(d, d) c = Reshape(e, s)", "N,4,8,4"),
+    ("dropout that may train", "training-mode", "c = Dropout(d, ratio, flag)", "N,4,4,4"),
+]
+
+
+@pytest.mark.parametrize(("reason", "body", "out"), [c[1:] for c in BLOCKED], ids=[c[0] for c in BLOCKED])
+def test_batch_norm_does_not_cross_what_mixes_its_channels(reason: str, body: str, out: str) -> None:
+    text = (
+        f"g (double[N,3,6,6] x, bool flag) => (double[{out}] y)"
+        f" {{ d = Conv(x, w) {body} y = BatchNormalization(c, scale, bias, mean, var) }}"
+    )
+    arrays = constants(w=(4, 3, 3, 3)) | norm(4)
+    arrays |= {"s": np.array([0, 4, 8, 4])} if "s)" in body else {}
+    arrays |= {"ratio": np.array(0.5, np.float32)} if "ratio" in body else {}
+    if "Dropout" in body:
+        from bnfold.fold import fold
+
+        model = model_of(text, arrays)
+        report = fold(model)
+    else:
+        model, report = folded(model_of(text, arrays))
+    assert ops(model)["BatchNormalization"] == 1
+    decisive = [r.outcome for r in report.records]
+    assert str(decisive[0].backward.reason) == reason  # type: ignore[union-attr]
+    assert reason_of(report)
+
+
+def test_one_conv_reached_along_two_paths_is_left_alone() -> None:
+    text = "g (double[N,4,8,8] x) => (double[N,4,8,8] y) { a = Mul(x, k) b = Identity(a) c = Identity(a) d = Add(b, c) y = Conv(d, w) }"
+    model, _ = folded(model_of(text, constants(w=(4, 4, 1, 1), k=(4, 1, 1))))
+    assert ops(model)["Mul"] == 1
