@@ -13,10 +13,23 @@ if TYPE_CHECKING:
     from bnfold.benchmarking import BenchmarkOptions as BenchmarkOptions
     from bnfold.benchmarking import BenchmarkResult as BenchmarkResult
     from bnfold.benchmarking import benchmark as benchmark
+    from bnfold.demonstration import DemoOptions as DemoOptions
+    from bnfold.demonstration import DemoResult as DemoResult
+    from bnfold.demonstration import demo as demo
+    from bnfold.deployment import PredictOptions as PredictOptions
+    from bnfold.deployment import PredictResult as PredictResult
+    from bnfold.deployment import predict as predict
+    from bnfold.environment import Diagnosis as Diagnosis
+    from bnfold.environment import doctor as doctor
     from bnfold.errors import BnfoldError as BnfoldError
     from bnfold.exporter import ExportOptions as ExportOptions
     from bnfold.exporter import ExportResult as ExportResult
     from bnfold.exporter import export as export
+    from bnfold.fold.report import FoldReport as FoldReport
+    from bnfold.optimizer import OptimizeOptions as OptimizeOptions
+    from bnfold.optimizer import OptimizeResult as OptimizeResult
+    from bnfold.optimizer import inspect as inspect
+    from bnfold.optimizer import optimize as optimize
     from bnfold.training import TrainOptions as TrainOptions
     from bnfold.training import TrainResult as TrainResult
     from bnfold.training import train as train
@@ -24,18 +37,32 @@ if TYPE_CHECKING:
     from bnfold.verification import VerifyResult as VerifyResult
     from bnfold.verification import verify as verify
 
+#: Each public name with the module that defines it.
 _HOME = {
     "BenchmarkOptions": "bnfold.benchmarking",
     "BenchmarkResult": "bnfold.benchmarking",
     "BnfoldError": "bnfold.errors",
+    "DemoOptions": "bnfold.demonstration",
+    "DemoResult": "bnfold.demonstration",
+    "Diagnosis": "bnfold.environment",
     "ExportOptions": "bnfold.exporter",
     "ExportResult": "bnfold.exporter",
+    "FoldReport": "bnfold.fold.report",
+    "OptimizeOptions": "bnfold.optimizer",
+    "OptimizeResult": "bnfold.optimizer",
+    "PredictOptions": "bnfold.deployment",
+    "PredictResult": "bnfold.deployment",
     "TrainOptions": "bnfold.training",
     "TrainResult": "bnfold.training",
     "VerifyOptions": "bnfold.verification",
     "VerifyResult": "bnfold.verification",
     "benchmark": "bnfold.benchmarking",
+    "demo": "bnfold.demonstration",
+    "doctor": "bnfold.environment",
     "export": "bnfold.exporter",
+    "inspect": "bnfold.optimizer",
+    "optimize": "bnfold.optimizer",
+    "predict": "bnfold.deployment",
     "train": "bnfold.training",
     "verify": "bnfold.verification",
 }

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from bnfold.errors import InputError, ModelError, OutputError
+from bnfold.errors import BnfoldError, InputError, ModelError, OutputError
 from bnfold.files import StrPath, check_output_file, staging_folder
 from bnfold.fold import fold
 from bnfold.fold.linear import LINEAR_OPS
@@ -108,7 +108,7 @@ def optimize(
         staged = write_model(folded, folder / target.name, external_data=options.external_data)
         _check_result(staged)
         verification = _proof(model, staged, options, progress)
-        if verification is not None and verification.mismatch:
+        if verification is not None and verification.verdict == "mismatch":
             return OptimizeResult(folded, report, verification)
         publish_model(staged, target)
     return OptimizeResult(folded, report, verification, target)
@@ -201,4 +201,9 @@ def _proof(
         return None
     from bnfold.verification import verify
 
-    return verify(model, staged, options.verify, progress)
+    try:
+        return verify(model, staged, options.verify, progress)
+    except BnfoldError as error:
+        raise type(error)(f"the result cannot be proven, so it was not written (--no-verify writes it): {error}") from (
+            error
+        )

@@ -1,0 +1,134 @@
+"""Fill the report templates. Everything that comes from a model or a user is escaped."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bnfold.extras import require
+from bnfold.files import write_json, write_text
+from bnfold.reporting import plots
+
+if TYPE_CHECKING:
+    from bnfold.benchmarking import BenchmarkResult
+    from bnfold.demonstration import DemoResult
+    from bnfold.optimizer import OptimizeResult
+    from bnfold.verification import VerifyResult
+    from bnfold.verification.verdict import Run
+
+
+def _render(template: str, **values: Any) -> str:
+    jinja2 = require("jinja2", "plot")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text: str = environment.get_template(template).render(**values)
+    return text
+
+
+def write_fold_report(result: OptimizeResult, source: Path, path: Path) -> None:
+    """Write the fate of each batch norm.
+
+    Args:
+        result: what :func:`bnfold.optimize` returned.
+        source: the model that it was made from.
+        path: ``.json`` for the plain report; anything else is HTML.
+
+    Raises:
+        OutputError: the file cannot be written.
+        MissingExtraError: HTML was asked for, and jinja2 or matplotlib is not installed.
+    """
+    if path.suffix == ".json":
+        write_json(path, result.to_json())
+        return
+    before, after = _op_counts(ir.load(source)), _op_counts(result.model)
+    page = _render(
+        "folds.html.jinja",
+        title=f"What bnfold did to {source.name}",
+        source=source.name,
+        output=result.path.name if result.path else None,
+        report=result.report,
+        verification=result.verification,
+        op_plot=plots.op_counts(before, after),
+        error_plot=_error_plot(result.verification) if result.verification else None,
+    )
+    write_text(path, page)
+
+
+def write_demo_report(result: DemoResult, path: Path) -> None:
+    """Write the report of :func:`bnfold.demo`.
+
+    Raises:
+        OutputError: the file cannot be written.
+        MissingExtraError: jinja2 or matplotlib is not installed.
+    """
+    before, after = _op_counts(ir.load(result.original)), _op_counts(ir.load(result.optimized))
+    page = _render(
+        "demo.html.jinja",
+        title="bnfold demo",
+        result=result,
+        training_plot=plots.training_curve(result.training.history),
+        op_plot=plots.op_counts(before, after),
+        error_plot=_error_plot(result.verification),
+        latency_plot=plots.latency_distributions(_latencies(result.benchmark)),
+        ratio_plot=plots.ratio_intervals(_speedups(result.benchmark)),
+    )
+    write_text(path, page)
+
+
+def _op_counts(model: ir.Model) -> Mapping[str, int]:
+    return Counter(node.op_type for graph in model.graphs() for node in graph if node.op_type != "Constant")
+
+
+#: The runs of a verification in the order of a reader's questions, and what to call them.
+_RUNS: Mapping[Run, str] = {
+    "original": "original in ONNX Runtime, optimizations off",
+    "original_shipped": "original in ONNX Runtime, as shipped",
+    "candidate_float64": "optimized in float64",
+    "candidate_plain": "optimized in ONNX Runtime, optimizations off",
+    "candidate_shipped": "optimized in ONNX Runtime, as shipped",
+}
+
+
+def _error_plot(verification: VerifyResult) -> str | None:
+    rows: list[tuple[str, float | None, float | None]] = []
+    for output in verification.outputs:
+        prefix = f"{output.name}: " if len(verification.outputs) > 1 else ""
+        findings = {finding.run: finding for finding in output.judgement.findings}
+        for run, name in _RUNS.items():
+            finding = findings.get(run)
+            bound = finding.bound / finding.scale if finding and finding.scale > 0 else None
+            rows.append((prefix + name, output.relative(run), bound))
+    return plots.errors(rows) if any(error is not None for _, error, _ in rows) else None
+
+
+def _latencies(benchmark: BenchmarkResult) -> Mapping[str, NDArray[np.float64]]:
+    """Latencies of the first setting in milliseconds."""
+    return {
+        candidate.label: np.concatenate([np.concatenate([np.asarray(b) for b in r.blocks]) for r in candidate.records])
+        / 1e6
+        for candidate in benchmark.settings[0].candidates
+    }
+
+
+def _speedups(benchmark: BenchmarkResult) -> list[tuple[str, float, float, float]]:
+    rows = []
+    for candidate in benchmark.settings[0].candidates:
+        for what, comparison in (
+            ("latency", candidate.comparison),
+            ("session creation", candidate.creation_comparison),
+        ):
+            if comparison is not None:
+                speedup = comparison.speedup
+                rows.append((f"{candidate.label}: {what}", speedup.low, speedup.estimate, speedup.high))
+    return rows

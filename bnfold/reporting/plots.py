@@ -1,0 +1,153 @@
+"""Plots as SVG text. matplotlib's object interface only: no global state, no display, no backend to choose."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfold.extras import require
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Distinguishable for the colour-blind (Okabe & Ito), in the order in which candidates are drawn.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+_GRAY = "#666666"
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure: Figure = require("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained")
+    return figure
+
+
+def _axes(figure: Figure, *position: int) -> Axes:
+    axes = figure.add_subplot(*position)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=9)
+    return axes
+
+
+def _svg(figure: Figure) -> str:
+    stream = io.StringIO()
+    # Text stays text, so that it can be read aloud, searched and copied.
+    matplotlib = require("matplotlib", "plot")
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "bnfold", "font.family": "sans-serif"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    text = stream.getvalue()
+    return text[text.index("<svg") :]
+
+
+def training_curve(history: Sequence[Mapping[str, Any]]) -> str:
+    """Loss of both splits, and accuracy on the test split, by epoch."""
+    epochs = [row["epoch"] for row in history]
+    figure = _figure(8.4, 2.9)
+    loss = _axes(figure, 1, 2, 1)
+    loss.plot(epochs, [row["train_loss"] for row in history], color=COLOURS[0], label="training")
+    loss.plot(epochs, [row["test_loss"] for row in history], color=COLOURS[1], label="test")
+    loss.set(xlabel="epoch", ylabel="cross-entropy")
+    loss.legend(frameon=False, fontsize=9)
+    accuracy = _axes(figure, 1, 2, 2)
+    accuracy.plot(epochs, [100 * row["test_accuracy"] for row in history], color=COLOURS[1], marker="o", markersize=3)
+    accuracy.set(xlabel="epoch", ylabel="test accuracy (%)")
+    best = 100 * history[-1]["test_accuracy"]
+    accuracy.annotate(f"{best:.2f} %", (epochs[-1], best), textcoords="offset points", xytext=(-6, -16), ha="right")
+    return _svg(figure)
+
+
+def op_counts(before: Mapping[str, int], after: Mapping[str, int]) -> str:
+    """Nodes of each op type before and after, as paired bars; the ops that changed come first."""
+    names = sorted({*before, *after}, key=lambda op: (before.get(op, 0) == after.get(op, 0), -before.get(op, 0)))
+    figure = _figure(8.4, 0.9 + 0.36 * len(names))
+    axes = _axes(figure, 1, 1, 1)
+    axes.grid(visible=False)
+    rows = np.arange(len(names))
+    for offset, counts, colour, label in ((-0.19, before, COLOURS[0], "before"), (0.19, after, COLOURS[1], "after")):
+        widths = [counts.get(name, 0) for name in names]
+        bars = axes.barh(rows + offset, widths, height=0.36, color=colour, label=label)
+        axes.bar_label(bars, padding=3, fontsize=8)
+    axes.set_yticks(rows, names)
+    axes.invert_yaxis()
+    axes.set(xlabel="nodes")
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    return _svg(figure)
+
+
+def errors(rows: Sequence[tuple[str, float | None, float | None]]) -> str:
+    """Relative errors on a logarithmic scale.
+
+    Args:
+        rows: what was run, its largest error relative to the output's scale, and the bound that it was held to;
+            None where there is none.
+    """
+    shown = [(name, error, bound) for name, error, bound in rows if error is not None]
+    floor = 1e-17
+    figure = _figure(8.4, 0.9 + 0.42 * len(shown))
+    axes = _axes(figure, 1, 1, 1)
+    axes.grid(visible=False)
+    axes.grid(axis="x", color="#e5e5e5", linewidth=0.8)
+    for row, (_, error, bound) in enumerate(shown):
+        axes.plot([floor, max(error, floor)], [row, row], color="#cccccc", linewidth=1.2, zorder=1)
+        axes.plot(max(error, floor), row, "o", color=COLOURS[0], zorder=2, label="error" if row == 0 else None)
+        axes.annotate(f"{error:.1e}", (max(error, floor), row), textcoords="offset points", xytext=(0, 7),
+                      ha="center", fontsize=8)  # fmt: skip
+        if bound is not None:
+            axes.plot(bound, row, "|", color=COLOURS[1], markersize=16, markeredgewidth=2, zorder=2)
+    if any(bound is not None for _, _, bound in shown):
+        axes.plot([], [], "|", color=COLOURS[1], markersize=12, markeredgewidth=2, label="allowed")
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(shown)), [name for name, _, _ in shown])
+    axes.invert_yaxis()
+    axes.set_ylim(len(shown) - 0.4, -0.7)
+    axes.set(xlabel="largest error, relative to the output's scale")
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    return _svg(figure)
+
+
+def latency_distributions(samples: Mapping[str, NDArray[np.float64]]) -> str:
+    """Latency of each candidate as a histogram over a common axis, its median marked.
+
+    Args:
+        samples: latencies in milliseconds by candidate.
+    """
+    together = np.concatenate(list(samples.values()))
+    low, high = np.percentile(together, [0.5, 98.5])
+    edges = np.linspace(low * 0.98, high * 1.02, 60)
+    figure = _figure(8.4, 2.9)
+    axes = _axes(figure, 1, 1, 1)
+    for colour, (label, values) in zip(COLOURS, samples.items(), strict=False):
+        inside = np.clip(values, edges[0], edges[-1])
+        axes.hist(inside, edges, weights=np.full(len(inside), 100 / len(inside)), color=colour, alpha=0.55, label=label)
+        axes.axvline(float(np.median(values)), color=colour, linewidth=1.6)
+    axes.set(
+        xlabel="latency of one run (ms); lines are medians, the last bin holds all slower runs", ylabel="% of runs"
+    )
+    axes.legend(frameon=False, fontsize=9)
+    return _svg(figure)
+
+
+def ratio_intervals(rows: Sequence[tuple[str, float, float, float]]) -> str:
+    """Speed-ups with their intervals, around the line of no difference.
+
+    Args:
+        rows: label, low end, estimate and high end of each speed-up.
+    """
+    figure = _figure(8.4, 0.9 + 0.45 * len(rows))
+    axes = _axes(figure, 1, 1, 1)
+    axes.grid(visible=False)
+    axes.axvline(1.0, color=_GRAY, linewidth=1, linestyle="--")
+    for index, (_, low, estimate, high) in enumerate(rows):
+        axes.plot([low, high], [index, index], color=COLOURS[0], linewidth=2)
+        axes.plot(estimate, index, "o", color=COLOURS[0])
+        axes.annotate(f"{estimate:.3g}×", (estimate, index), textcoords="offset points", xytext=(0, 7), ha="center",
+                      fontsize=8)  # fmt: skip
+    axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.8)
+    axes.set(xlabel="speed-up over the original (1 is no difference), 95 % interval")
+    return _svg(figure)

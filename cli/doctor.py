@@ -1,0 +1,29 @@
+"""``bnfold doctor``: what this machine can run."""
+
+from __future__ import annotations
+
+import click
+
+from bnfold.cli.render import Output, common_options, table
+
+
+@click.command("doctor")
+@common_options
+def command(output: Output) -> None:
+    """Tell which versions are installed, which providers truly run, and how to mend what is missing."""
+    from rich.text import Text
+
+    from bnfold.environment import doctor
+
+    found = doctor()
+    output.show(f"Python {found.python} on {found.system}, {found.cores} core{'s' * (found.cores != 1)}.")
+    rows = [(p.name, p.version or Text("not installed", style="yellow"), p.extra or "always") for p in found.packages]
+    output.show(table("", ["package", "version", "needed for"], rows))
+    providers = [
+        (p.name, Text("runs", style="green") if p.runs else Text("does not run", style="red"), p.detail)
+        for p in found.providers
+    ]
+    output.show(table("", ["provider", "state", "detail"], providers, fixed=["state"]))
+    for sentence in found.advice:
+        output.show(Text(f"• {sentence}"))
+    output.document(found.to_json())
