@@ -31,9 +31,7 @@ def _listed(
     return parse
 
 
-def _shapes(
-    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
-) -> dict[str, tuple[int, ...]]:
+def _shapes(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     """``NAME=1,3,224,224`` as a name and its sizes; ``NAME=`` is a scalar."""
     shapes = {}
     for value in values:
@@ -74,7 +72,7 @@ def _out_file(context: click.Context, parameter: click.Parameter, value: str | N
 @click.option("--launches", type=click.IntRange(min=2), default=5, show_default=True,
               help="How many times to start fresh processes.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
-              help="Of the inputs, the order of the runs and the intervals.")  # fmt: skip
+              help="Of the inputs and the order of the runs.")  # fmt: skip
 @click.option("--input-shape", "shapes", multiple=True, metavar="NAME=SIZES", callback=_shapes,
               help="Shape of an input whose sizes the model leaves open; may be repeated.")  # fmt: skip
 @click.option("--spinning/--no-spinning", default=True, show_default=True,
@@ -159,9 +157,7 @@ def _show(out: Output, result: BenchmarkResult) -> None:
         out.show(f"[bold]{_escaped(answer)}[/]")
     for cell in result.settings:
         out.show()
-        out.show(
-            table(cell.setting.label(), LATENCY_COLUMNS, latency_rows(cell), right=LATENCY_COLUMNS[1:-1])
-        )
+        out.show(table(cell.setting.label(), LATENCY_COLUMNS, latency_rows(cell), right=LATENCY_COLUMNS[1:-1]))
         out.show(table("", LOADING_COLUMNS, loading_rows(result, cell), right=LOADING_COLUMNS[1:]))
         if cell.control is not None:
             out.show(_escaped(control_sentence(result, cell)))

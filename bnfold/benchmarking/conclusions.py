@@ -23,9 +23,7 @@ _WIDE = 0.05
 _BUSY_CORES = 0.15
 
 
-def conclude(
-    job: Job, launches: Sequence[LaunchRecord], models: int, options: BenchmarkOptions
-) -> SettingResult:
+def conclude(job: Job, launches: Sequence[LaunchRecord], models: int, options: BenchmarkOptions) -> SettingResult:
     """Draw the conclusions of one setting.
 
     Args:
@@ -34,9 +32,7 @@ def conclude(
         models: how many of the candidates are models.
         options: of the benchmark.
     """
-    processes = [
-        tuple(record.processes[index] for record in launches) for index in range(len(job.candidates))
-    ]
+    processes = [tuple(record.processes[index] for record in launches) for index in range(len(job.candidates))]
     control = processes[models] if len(processes) > models else ()
     candidates = tuple(
         _candidate(job, processes[index], processes[0] if index else None, control or None, index, options)
@@ -44,7 +40,7 @@ def conclude(
     )
     against_itself = None
     if control:
-        against_itself = compare(_medians(control), _medians(processes[0]), None, options.seed).latency_ratio
+        against_itself = compare(round_medians(control), round_medians(processes[0]), None).latency_ratio
     return SettingResult(
         setting=job.setting,
         feeds=job.feeds,
@@ -66,21 +62,18 @@ def _candidate(
     index: int,
     options: BenchmarkOptions,
 ) -> CandidateResult:
-    seed = options.seed
     blocks = [[np.asarray(block, dtype=np.float64) / 1e9 for block in record.blocks] for record in records]
     samples = np.concatenate([block for launch in blocks for block in launch])
     batch = _batch(job)
     comparison = creation = None
     if baseline is not None:
         comparison = compare(
-            _medians(records), _medians(baseline), None if control is None else _medians(control), seed
+            round_medians(records), round_medians(baseline), None if control is None else round_medians(control)
         )
-        creation = compare(
-            _creations(records), _creations(baseline), None if control is None else _creations(control), seed
-        )
+        creation = compare(_creations(records), _creations(baseline), None if control is None else _creations(control))
     return CandidateResult(
         label=job.candidates[index].label,
-        latency=dict(zip(PERCENTS, percentiles(blocks, PERCENTS, seed), strict=True)),
+        latency=dict(zip(PERCENTS, percentiles(blocks, PERCENTS, options.seed), strict=True)),
         mean_s=float(samples.mean()),
         throughput=batch / float(samples.mean()),
         samples=len(samples),
@@ -100,12 +93,9 @@ def _batch(job: Job) -> int:
     return sizes.pop() if len(sizes) == 1 else 1
 
 
-def _medians(records: Sequence[ProcessRecord]) -> list[Floats]:
+def round_medians(records: Sequence[ProcessRecord]) -> list[Floats]:
     """The median of each round's block, by launch."""
-    return [
-        np.maximum([np.median(block) for block in record.blocks], 1.0).astype(np.float64)
-        for record in records
-    ]
+    return [np.maximum([np.median(block) for block in record.blocks], 1.0).astype(np.float64) for record in records]
 
 
 def _creations(records: Sequence[ProcessRecord]) -> list[Floats]:

@@ -92,9 +92,7 @@ class Context:
         }
 
 
-def read_context(
-    load: tuple[float, float, float] | None, disturbance: Disturbance | None, onnxruntime: str
-) -> Context:
+def read_context(load: tuple[float, float, float] | None, disturbance: Disturbance | None, onnxruntime: str) -> Context:
     """Describe this machine.
 
     Args:
@@ -137,9 +135,7 @@ def read_cpu_time() -> CpuTime | None:
     line = _line("/proc/stat")
     if line is None:
         return None
-    user, nice, system, _idle, _waiting, interrupts, soft, stolen = (
-        int(field) / _TICKS for field in line.split()[1:9]
-    )
+    user, nice, system, _idle, _waiting, interrupts, soft, stolen = (int(field) / _TICKS for field in line.split()[1:9])
     own = sum(
         usage.ru_utime + usage.ru_stime
         for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

@@ -71,7 +71,7 @@ class LaunchRecord:
 
     Attributes:
         seconds: how long it took, start-up included.
-        pause_s: how much of that was waiting for threads to stop spinning.
+        pause_s: how much of that was waiting for threads to stop.
         onnxruntime: the version that the processes imported.
         processes: one for each candidate of the job.
     """
@@ -104,18 +104,18 @@ def launch(job: Job, seconds: float, seed: Sequence[int]) -> LaunchRecord:
         workers = [stack.enter_context(Worker(subject.label)) for subject in job.candidates]
         greetings = [worker.answer("starting") for worker in workers]
         tick_ns = max(int(greeting["tick_ns"]) for greeting in greetings)
-        pauses = sum(worker.wait_quiet() for worker in workers)
+        pauses = sum(worker.rest() for worker in workers)
 
         openings: dict[int, dict[str, int]] = {}
         warm_ups: dict[int, _WarmUp] = {}
         order = next(orders)
         for index in order:
             openings[index] = _open(workers[index], job, index)
-            pauses += workers[index].wait_quiet()
+            pauses += workers[index].rest()
         limit_ns = int(_WARM_UP_SHARE * seconds * 1e9)
         for index in next(orders):
             warm_ups[index] = _warm_up(workers[index], openings[index]["first_run_ns"], limit_ns)
-            pauses += workers[index].wait_quiet()
+            pauses += workers[index].rest()
 
         plans = schedule.plan_blocks([warm_ups[index].latency_ns for index in range(len(workers))], tick_ns)
         blocks: list[list[tuple[int, ...]]] = [[] for _ in workers]
@@ -126,7 +126,7 @@ def launch(job: Job, seconds: float, seed: Sequence[int]) -> LaunchRecord:
                 break
             for index in order:
                 blocks[index].append(_block(workers[index], plans[index]))
-                pauses += workers[index].wait_quiet()
+                pauses += workers[index].rest()
             longest = max(longest, time.monotonic() - begun)
         peaks = [int(worker.ask("telling its memory", {"do": "memory"})["peak_bytes"]) for worker in workers]
 

@@ -33,9 +33,7 @@ class Setting:
 
     def session_options(self) -> SessionOptions:
         """The session that this setting asks for."""
-        return SessionOptions(
-            provider=self.provider, level=self.level, threads=self.threads, spinning=self.spinning
-        )
+        return SessionOptions(provider=self.provider, level=self.level, threads=self.threads, spinning=self.spinning)
 
     def label(self) -> str:
         """The setting in a few words, for example ``cpu, batch 8, 2 threads, level all``."""
@@ -73,7 +71,7 @@ class BenchmarkOptions:
             :data:`SECONDS_PER_MODEL` for each model. A model too slow for it gets a few runs all the same.
         launches: how many times fresh processes are started for each setting; at least 2, since one launch
             cannot tell a difference between models from a difference between memory layouts.
-        seed: of the inputs, the order of the runs and the bootstrap.
+        seed: of the inputs, the order of the runs and the percentiles' intervals.
         input_shapes: the shape to use for an input, by name, where the model leaves dimensions open.
         spinning: whether idle worker threads of ONNX Runtime spin before they sleep (its default).
         control: run the first model in a second process as well; what those two differ by is noise, and no
@@ -121,8 +119,7 @@ class BenchmarkOptions:
         cells = product(self.providers, self.batches or (None,), self.threads, self.levels)
         return tuple(
             dict.fromkeys(
-                Setting(provider, batch, threads, level, self.spinning)
-                for provider, batch, threads, level in cells
+                Setting(provider, batch, threads, level, self.spinning) for provider, batch, threads, level in cells
             )
         )
 

@@ -30,15 +30,19 @@ _REPORTABLE = {
     )
 }
 
-#: The longest wait for ONNX Runtime's threads to stop spinning, in seconds; they take about 0.05.
+#: The longest wait for a process' threads to stop, in seconds; left to spin, they take about 0.05.
 _QUIET_LIMIT = 0.25
 
 #: The wait where the state of a process' threads cannot be read, in seconds.
-_BLIND_PAUSE = 0.06
+_BLIND_PAUSE = 0.005
 
 
 class Worker:
     """One process with one candidate. Use it as a context manager: leaving it kills the process.
+
+    Between two requests the process can be put to :meth:`rest`: it is stopped by a signal, so that ONNX Runtime's
+    idle threads, which spin for some 50 ms before they sleep, take no core from whoever runs next. Should the
+    parent be killed meanwhile, the kernel ends the process: its group, which is its own, is then orphaned.
 
     Args:
         label: what to call the candidate in an error.
@@ -46,6 +50,7 @@ class Worker:
 
     def __init__(self, label: str) -> None:
         self.label = label
+        self._resting = False
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         self._process = subprocess.Popen(
             _COMMAND,
@@ -81,7 +86,7 @@ class Worker:
         self._log.close()
 
     def ask(self, doing: str, request: dict[str, Any]) -> dict[str, Any]:
-        """Send a request and return the answer.
+        """Send a request, waking the process if it rests, and return the answer.
 
         Args:
             doing: what the worker is asked to do, in words, for an error: "creating its session".
@@ -92,6 +97,9 @@ class Worker:
             WorkerError: the process failed or was killed.
         """
         assert self._process.stdin is not None
+        if self._resting:
+            self._process.send_signal(signal.SIGCONT)
+            self._resting = False
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
@@ -127,25 +135,23 @@ class Worker:
         why = f": {lines[-1]}" if lines else ""
         return WorkerError(f"the process of {self.label} ended with exit code {code} while {doing}{why}")
 
-    def wait_quiet(self) -> float:
-        """Wait until no thread of the process runs, and return how long that took, in seconds.
-
-        ONNX Runtime's idle threads spin for some time before they sleep, and take a core from whoever runs
-        next.
-        """
+    def rest(self) -> float:
+        """Stop the process until its next request, and return how long its threads took to stop, in seconds."""
         started = time.monotonic()
+        self._process.send_signal(signal.SIGSTOP)
+        self._resting = True
         if not Path("/proc/self/task").is_dir():
             time.sleep(_BLIND_PAUSE)
             return _BLIND_PAUSE
         while (waited := time.monotonic() - started) < _QUIET_LIMIT:
             if "R" not in thread_states(self.pid):
                 break
-            time.sleep(0.001)
+            time.sleep(0.0005)
         return waited
 
 
 def thread_states(pid: int) -> str:
-    """The state of each thread of a process as Linux names it: R runs, S sleeps; empty if it is gone."""
+    """The state of each thread of a process as Linux names it: R runs, S sleeps, T is stopped; empty if it is gone."""
     states = []
     for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
         try:

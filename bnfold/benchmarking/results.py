@@ -68,8 +68,7 @@ class CandidateResult:
         document: dict[str, Any] = {
             "model": self.label,
             "latency_s": {
-                f"p{percent:g}": None if value is None else value.to_json()
-                for percent, value in self.latency.items()
+                f"p{percent:g}": None if value is None else value.to_json() for percent, value in self.latency.items()
             },
             "mean_s": self.mean_s,
             "throughput_per_s": self.throughput,
@@ -113,7 +112,7 @@ class SettingResult:
         control_records: of the control in each launch.
         launches: how many there were.
         seconds: how long they took.
-        pause_s: how much of that went into waiting for ONNX Runtime's threads to stop spinning.
+        pause_s: how much of that went into waiting for threads to stop.
         warnings: what makes these figures less certain, and what to do.
     """
 
@@ -131,9 +130,7 @@ class SettingResult:
         """The setting as plain data, with every raw sample if asked."""
         document: dict[str, Any] = {
             "setting": self.setting.to_json(),
-            "inputs": [
-                {"name": feed.name, "dtype": feed.dtype, "shape": list(feed.shape)} for feed in self.feeds
-            ],
+            "inputs": [{"name": feed.name, "dtype": feed.dtype, "shape": list(feed.shape)} for feed in self.feeds],
             "candidates": [candidate.to_json(samples=samples) for candidate in self.candidates],
             "control_ratio": None if self.control is None else self.control.to_json(),
             "launches": self.launches,
@@ -243,10 +240,7 @@ def sentence(label: str, baseline: str, comparison: Comparison) -> str:
             return f"{label} is {ratio}x slower than {baseline} (95 % interval {low} to {high})"
         case _:
             low, _, high = _digits(comparison.speedup)
-            return (
-                f"no difference shown between {label} and {baseline} "
-                f"(95 % interval of the speed-up {low} to {high})"
-            )
+            return f"no difference shown between {label} and {baseline} (95 % interval of the speed-up {low} to {high})"
 
 
 def _digits(interval: Interval) -> tuple[str, str, str]:

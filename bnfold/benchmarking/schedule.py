@@ -20,8 +20,8 @@ MINIMUM_SAMPLE_NS = 100_000
 #: A sample is at least so many ticks of the clock.
 MINIMUM_TICKS = 1000
 
-#: The measured part of a block, in ns: short against drift, long against the pause between blocks.
-BLOCK_NS = 40_000_000
+#: The measured part of a block, in ns: short against drift, long against what a switch costs.
+BLOCK_NS = 20_000_000
 
 #: Runs at the start of a block that are not counted take at least this long: caches and threads wake up.
 LEAD_IN_NS = 4_000_000
@@ -72,9 +72,7 @@ def plan_blocks(latencies_ns: Sequence[float], tick_ns: int) -> tuple[BlockPlan,
     """
     shortest = max(min(latencies_ns), 1.0)
     group = max(1, math.ceil(max(MINIMUM_SAMPLE_NS, MINIMUM_TICKS * tick_ns) / shortest))
-    return tuple(
-        BlockPlan(group, max(1, round(BLOCK_NS / (group * max(latency, 1.0))))) for latency in latencies_ns
-    )
+    return tuple(BlockPlan(group, max(1, round(BLOCK_NS / (group * max(latency, 1.0))))) for latency in latencies_ns)
 
 
 def another_launch(done: int, wanted: int, spent_s: float, longest_s: float, budget_s: float) -> bool:

@@ -1,25 +1,26 @@
 """Intervals and verdicts: pure numpy.
 
 All latencies are compared as logarithms. In launch *l* and round *r*, candidate *c*'s block has the median
-``m_c[l, r]``, and its paired effect against the baseline is ``e[l, r] = log m_c[l, r] - log m_0[l, r]``
-(where a control runs, ``log m_0`` is the mean of the two baseline processes). The effect of a launch is the
-mean of the middle half of its rounds, ``e[l]``, which neither drift (the pairing) nor a burst of other work
-(the trimming) moves much. The estimate is the mean over launches; the ratio is its exponential.
+``m_c[l, r]``, and its paired effect against the baseline is ``e[l, r] = log m_c[l, r] - log m_0[l, r]`` (where
+a control runs, ``log m_0`` is the mean of the two baseline processes). The effect of a launch, ``e[l]``, is the
+median over its rounds, which neither drift (the pairing) nor bursts of other work in less than half of them
+move much. The estimate is the mean over the ``L`` launches; the ratio is its exponential.
 
-The interval is ``estimate ± t(L-1) · se · √(L/(L-1))``, where ``se`` is the standard deviation of the
-estimate over a hierarchical bootstrap that resamples launches, then rounds within each, and ``L`` the number
-of launches. A plain percentile interval of a bootstrap over five things is far too narrow (a nominal 95 %
-interval covers about 83 %); Student's t at ``L-1`` degrees of freedom and the factor for the bootstrap's
-biased variance mend that (Hesterberg, *What Teachers Should Know About the Bootstrap*, 2015).
+The interval is ``estimate ± t(L-1) · s / √L``, where ``s`` is the standard deviation of the launches' effects: what
+a bootstrap that resamples whole launches converges to, with Student's t at ``L-1`` degrees of freedom in place of
+the percentiles, which for five launches would make a nominal 95 % interval cover about 83 %. Resampling the
+rounds within each launch as well would count their noise twice, since ``s`` holds it already (Davison and
+Hinkley, *Bootstrap Methods and their Application*, section 3.8, advise against it too).
 
 The control sets a floor. Two processes of the same file differ by ``d[l]`` in launch *l*; with
-``s² = mean d[l]²`` (the true mean is zero, so ``L`` degrees of freedom), a candidate no different from the
-baseline strays from the mean of two baselines by a standard error of ``√(3/4 · s² / L)``. No interval is
-narrower than ``t(L)`` times that.
+``v = mean d[l]²`` (the true mean is zero, so ``L`` degrees of freedom), a candidate no different from the
+baseline strays from the mean of two baselines by a standard error of ``√(3/4 · v / L)``. No interval is narrower
+than ``t(L)`` times that.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -29,9 +30,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-
-#: Resamples of a bootstrap.
-RESAMPLES = 4000
 
 #: Resamples for the percentiles of one candidate, which only feed a standard error.
 _PERCENTILE_RESAMPLES = 500
@@ -101,77 +99,43 @@ class Comparison:
         }
 
 
-def compare(
-    candidate: Sequence[Floats], baseline: Sequence[Floats], control: Sequence[Floats] | None, seed: int
-) -> Comparison:
-    """Compare paired block medians.
+def compare(candidate: Sequence[Floats], baseline: Sequence[Floats], control: Sequence[Floats] | None) -> Comparison:
+    """Compare paired block medians; see the top of this module.
 
     Args:
-        candidate: for each launch, the median latency of each round, in any unit.
+        candidate: for each of at least two launches, the median latency of each round, in any unit.
         baseline: the same for the baseline, round by round beside it.
         control: the same for a second process of the baseline, or None.
-        seed: of the bootstrap.
     """
     if control is None:
-        effects = [np.log(c) - np.log(b) for c, b in zip(candidate, baseline, strict=True)]
+        reference = [np.log(b) for b in baseline]
         floor = None
     else:
-        effects = [
-            np.log(c) - (np.log(b) + np.log(k)) / 2
-            for c, b, k in zip(candidate, baseline, control, strict=True)
-        ]
-        floor = noise_floor([np.log(k) - np.log(b) for k, b in zip(control, baseline, strict=True)])
-    estimate, half = mean_effect(effects, seed)
+        reference = [(np.log(b) + np.log(k)) / 2 for b, k in zip(baseline, control, strict=True)]
+        floor = noise_floor(_launch_effects(control, [np.log(b) for b in baseline]))
+    estimate, half = mean_effect(_launch_effects(candidate, reference))
     half = max(half, floor or 0.0)
     ratio = Interval(*(float(np.exp(value)) for value in (estimate, estimate - half, estimate + half)))
     return Comparison(ratio, None if floor is None else float(np.expm1(floor)))
 
 
-def mean_effect(effects: Sequence[Floats], seed: int) -> tuple[float, float]:
-    """The mean effect over launches and the half-width of its interval; see the top of this module.
+def _launch_effects(candidate: Sequence[Floats], log_reference: Sequence[Floats]) -> Floats:
+    """The median over the rounds of each launch of the log latency against the reference."""
+    pairs = zip(candidate, log_reference, strict=True)
+    return np.array([float(np.median(np.log(latency) - log)) for latency, log in pairs])
 
-    Args:
-        effects: for each of at least two launches, the effect in each of its rounds.
-        seed: of the bootstrap.
-    """
-    generator = np.random.default_rng(seed)
+
+def mean_effect(effects: Floats) -> tuple[float, float]:
+    """The mean over launches of their effects, and the half-width of its interval."""
     launches = len(effects)
-    rows = np.stack([_resampled_midmeans(launch, generator) for launch in effects])
-    picks = generator.integers(launches, size=(launches, RESAMPLES))
-    # Each pick takes a resample of its own, else a launch picked twice would bring the same rounds twice.
-    resamples = rows[picks, generator.integers(RESAMPLES, size=picks.shape)].mean(axis=0)
-    error = float(resamples.std()) * float(np.sqrt(launches / (launches - 1)))
-    estimate = float(np.mean([midmean(launch) for launch in effects]))
-    return estimate, student_t(launches - 1) * error
+    error = float(effects.std(ddof=1)) / math.sqrt(launches)
+    return float(effects.mean()), student_t(launches - 1) * error
 
 
-def noise_floor(differences: Sequence[Floats]) -> float:
-    """The half-width below which a difference is no news, from the control; see the top of this module.
-
-    Args:
-        differences: for each launch, control minus baseline in each round, as logarithms.
-    """
+def noise_floor(differences: Floats) -> float:
+    """The half-width below which a difference is no news, from control minus baseline in each launch."""
     launches = len(differences)
-    square = float(np.mean([float(midmean(launch)) ** 2 for launch in differences]))
-    return student_t(launches) * float(np.sqrt(0.75 * square / launches))
-
-
-def midmean(values: Floats) -> Floats:
-    """The mean of the middle half along the last axis; a quarter is left off at each end, rounded down."""
-    size = values.shape[-1]
-    cut = size // 4
-    middle: Floats = np.sort(values, axis=-1)[..., cut : size - cut].mean(axis=-1)
-    return middle
-
-
-def _resampled_midmeans(values: Floats, generator: np.random.Generator) -> Floats:
-    size = len(values)
-    step = max(1, 2_000_000 // size)  # bounds the memory that a long launch takes
-    parts = [
-        midmean(values[generator.integers(size, size=(min(step, RESAMPLES - start), size))])
-        for start in range(0, RESAMPLES, step)
-    ]
-    return np.concatenate(parts)
+    return student_t(launches) * math.sqrt(0.75 * float(np.mean(differences**2)) / launches)
 
 
 def percentiles(
@@ -180,7 +144,7 @@ def percentiles(
     """Percentiles of all samples with their intervals; None for one that the samples are too few to speak of.
 
     A percentile *p* needs ``1 / (1 - p/100)`` samples: 100 for the 99th, 1,000 for the 99.9th. The interval
-    is made as that of a comparison, from a bootstrap over launches, then blocks.
+    is that of Student's t in the logarithm, its standard error from a bootstrap over launches, then blocks.
 
     Args:
         launches: for each of at least two launches, for each block, its samples; all positive.

@@ -44,9 +44,7 @@ class Subject:
             "sha256": self.sha256,
             "size_bytes": self.size,
             "nodes": self.nodes,
-            "inputs": [
-                {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in self.inputs
-            ],
+            "inputs": [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in self.inputs],
         }
 
 

@@ -1,0 +1,55 @@
+"""Small models for the tests of the benchmark, and how to see the processes that it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+import onnx.parser
+
+RELU = """
+<ir_version: 9, opset_import: ["" : 17]>
+small (float[N, 3, 4] x) => (float[N, 3, 4] y) { y = Relu(x) }
+"""
+
+#: Loads, and fails in its first run: what it is given cannot take the shape that it asks for.
+FAILS_TO_RUN = """
+<ir_version: 9, opset_import: ["" : 17]>
+fails (float[N, 3, 4] x) => (float[M, K, L] y) {
+    shape = Constant<value_ints = [7, 5, 1]>()
+    y = Reshape(x, shape)
+}
+"""
+
+
+def write(path: Path, text: str = RELU) -> Path:
+    """Write a model given as ONNX text."""
+    onnx.save(onnx.parser.parse_model(text), path)
+    return path
+
+
+def children(pid: int) -> list[int]:
+    """The processes that ``pid`` has started and that still run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(parent) == pid and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def running(pids: Sequence[int]) -> list[int]:
+    """Those of ``pids`` that still run, stopped ones included, the dead that nobody has reaped not."""
+    alive = []
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if state not in "ZX":
+            alive.append(pid)
+    return alive
