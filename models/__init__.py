@@ -139,8 +139,8 @@ def _factory(name: str) -> Callable[..., object]:
     module_name, _, attribute = target.partition(":")
     if not module_name or not attribute:
         close = difflib.get_close_matches(name, NETWORKS, n=1)
-        hint = f"did you mean {close[0]}" if close else f"use one of {', '.join(names())}"
-        raise InputError(f"there is no network named {name!r}; {hint}, or package.module:factory for your own")
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names())}"
+        raise InputError(f"there is no network named {name!r} ({hint}); your own is given as package.module:factory")
     try:
         value: object = importlib.import_module(module_name)
         for part in attribute.split("."):

@@ -165,7 +165,7 @@ def _read_torch_file(path: Path) -> dict[str, Tensor]:
             "save the network's state_dict()"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged or is not a torch file: {_line(error)}") from error
+        raise CheckpointError(f"{path} is damaged or is not a torch file") from error
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]

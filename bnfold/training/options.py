@@ -20,7 +20,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """A training run; every field but ``output``, ``resume`` and ``overwrite`` is a key of a recipe.
+    """A training run; every field but ``resume`` and ``overwrite`` is a key of a recipe.
 
     Attributes:
         output: the run's folder, made if it does not exist.
@@ -42,7 +42,8 @@ class TrainOptions:
         flip: whether images are mirrored at random; by default so where the data allows it.
         seed: of initial weights, order, augmentation and dropout.
         device: ``auto`` (CUDA if there is one), ``cpu`` or ``cuda``.
-        threads: CPU threads of torch; 0 leaves the choice to torch.
+        threads: CPU threads of torch; 0 takes one for a small network, whose steps are too short to share, and
+            leaves the choice to torch otherwise.
         resume: go on from the run's checkpoint; all other options must be those that it began with.
         overwrite: start anew in a folder that holds a run.
 
@@ -90,13 +91,13 @@ class TrainOptions:
         return OPTIMIZER_DEFAULTS[self.optimizer][1] if self.weight_decay is None else self.weight_decay
 
     def to_recipe(self) -> dict[str, Any]:
-        """The options that a recipe can hold, as a plain document."""
+        """The options that a run records, as a plain document."""
         document = {name: getattr(self, name) for name in RECIPE_KEYS}
         document["model_args"] = dict(self.model_args)
         return document
 
 
-#: What a recipe can hold: all options but where the run goes and how it starts.
+#: What a run records of its options: all but where it goes and how it starts.
 RECIPE_KEYS: tuple[str, ...] = tuple(
     entry.name for entry in fields(TrainOptions) if entry.name not in ("output", "resume", "overwrite")
 )
@@ -181,9 +182,10 @@ def load_recipe(path: StrPath) -> dict[str, Any]:
         raise InputError(f"the recipe {source} cannot be read: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"the recipe {source} is not a TOML file: {error}") from error
+    keys = ("output", *RECIPE_KEYS)
     for key in recipe:
-        if key not in RECIPE_KEYS:
-            close = difflib.get_close_matches(key, RECIPE_KEYS, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(RECIPE_KEYS)}"
+        if key not in keys:
+            close = difflib.get_close_matches(key, keys, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(keys)}"
             raise InputError(f"the recipe {source} has an unknown key {key!r}; {hint}")
     return recipe

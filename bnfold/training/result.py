@@ -18,6 +18,7 @@ class TrainResult:
         parameters: number of trained values.
         device: where it was trained.
         workers: number of processes.
+        threads: CPU threads of each.
         epochs: epochs completed.
         test_accuracy: share of the test images that are classified right, from 0 to 1, after the last epoch.
         test_loss: mean cross-entropy on the test images, in nats.
@@ -33,6 +34,7 @@ class TrainResult:
     parameters: int
     device: str
     workers: int
+    threads: int
     epochs: int
     test_accuracy: float
     test_loss: float
@@ -50,6 +52,7 @@ class TrainResult:
             "parameters": self.parameters,
             "device": self.device,
             "workers": self.workers,
+            "threads": self.threads,
             "epochs": self.epochs,
             "test_accuracy": self.test_accuracy,
             "test_loss": self.test_loss,
