@@ -39,12 +39,23 @@ def load_model(path: StrPath) -> ir.Model:
         raise ModelError(f"{source} cannot be read: {error.strerror or error}") from error
     if not proto.HasField("graph") or not proto.opset_import:
         raise ModelError(f"{source} is not an ONNX model: it holds no graph")
+    _check_opset(proto, source)
+    check_model(proto, source)
     model = _deserialize(proto, source)
     ir.external_data.set_base_dir(model.graph, source.parent)
     for tensor in external_tensors(model):
         _check_external(tensor, source)
-    check_model(proto, source)
     return model
+
+
+def _check_opset(proto: onnx.ModelProto, source: Path) -> None:
+    known = onnx.defs.onnx_opset_version()
+    for entry in proto.opset_import:
+        if entry.domain in ("", "ai.onnx") and not 1 <= entry.version <= known:
+            raise ModelError(
+                f"{source} uses version {entry.version} of the ONNX operators, and the installed onnx knows up to "
+                f"{known}; upgrade onnx, or export with a lower opset"
+            )
 
 
 def check_model(proto: onnx.ModelProto, source: StrPath) -> None:
@@ -85,8 +96,8 @@ def _without_external_data(proto: onnx.ModelProto) -> onnx.ModelProto:
 def _deserialize(proto: onnx.ModelProto, source: Path) -> ir.Model:
     try:
         return ir.from_proto(proto)
-    except (ValueError, TypeError, KeyError, NotImplementedError) as error:
-        raise ModelError(f"{source} is not a valid ONNX model: {error}") from error
+    except (ir.serde.SerdeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
+        raise ModelError(f"{source} is not a valid ONNX model: {' '.join(str(error).split())[:300]}") from error
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:

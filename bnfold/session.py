@@ -5,6 +5,7 @@ A provider that was asked for and does not run is an error here, never a silent 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,9 +72,10 @@ def provider_name(provider: str) -> str:
 
 
 def runtime_errors() -> tuple[type[Exception], ...]:
-    """The exception classes that ONNX Runtime raises; they share no base class of their own."""
+    """The exception classes that ONNX Runtime raises: its own, which share no base class, and ValueError."""
     state = require("onnxruntime.capi.onnxruntime_pybind11_state", "cpu")
-    return tuple(value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception))
+    own = (value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception))
+    return (*own, ValueError)
 
 
 def create_session(model: str | Path | bytes, options: SessionOptions | None = None) -> Any:
@@ -104,15 +106,18 @@ def create_session(model: str | Path | bytes, options: SessionOptions | None = N
     if not options.spinning:
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     source = model if isinstance(model, bytes) else str(model)
-    label = "the model in memory" if isinstance(model, bytes) else source
+    label = "the model in memory" if isinstance(model, bytes) else str(model)
     try:
-        session = ort.InferenceSession(
-            source,
-            settings,
-            providers=[(wanted, dict(options.provider_options))],
-            disabled_optimizers=list(options.disabled_optimizers) or None,
-        )
-    except (*runtime_errors(), ValueError) as error:
+        with warnings.catch_warnings():
+            # It warns of a fall-back to the CPU, which is an error three lines on.
+            warnings.simplefilter("ignore", UserWarning)
+            session = ort.InferenceSession(
+                source,
+                settings,
+                providers=[(wanted, dict(options.provider_options))],
+                disabled_optimizers=list(options.disabled_optimizers) or None,
+            )
+    except runtime_errors() as error:
         raise ModelError(f"ONNX Runtime does not load {label}: {one_line(error)}") from error
     if session.get_providers()[0] != wanted:
         raise ProviderError(
@@ -132,7 +137,7 @@ def run_session(session: Any, feeds: Mapping[str, NDArray[Any]]) -> dict[str, ND
     names: Sequence[str] = [output.name for output in session.get_outputs()]
     try:
         outputs = session.run(names, dict(feeds))
-    except (*runtime_errors(), ValueError) as error:
+    except runtime_errors() as error:
         raise ModelError(f"ONNX Runtime failed while running the model: {one_line(error)}") from error
     return {name: np.asarray(value) for name, value in zip(names, outputs, strict=True)}
 

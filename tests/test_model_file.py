@@ -1,0 +1,147 @@
+"""Loading trusts nothing; saving leaves a whole file or none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from folding import constants, model_of, norm
+
+from bnfold.errors import ModelError, OutputError
+from bnfold.model_file import load_model, save_model, serialized
+
+TEXT = "g (float[N,3,8,8] x) => (float[N,4,6,6] y) { c = Conv(x, w) y = BatchNormalization(c, scale, bias, mean, var) }"
+
+
+def model() -> ir.Model:
+    arrays = constants(w=(4, 3, 3, 3)) | norm(4)
+    return model_of(TEXT, {name: array.astype(np.float32) for name, array in arrays.items()})
+
+
+def external(folder: Path, location: str = "weights.bin") -> Path:
+    """A model whose weights lie in another file, as onnx writes it."""
+    path = folder / "model.onnx"
+    onnx.save(ir.to_proto(model()), path, save_as_external_data=True, location=location, size_threshold=0)
+    return path
+
+
+def test_a_saved_model_is_the_model_that_was_saved(tmp_path: Path) -> None:
+    for choice in ("auto", "always", "never"):
+        path = save_model(model(), tmp_path / f"{choice}.onnx", external_data=choice)  # type: ignore[arg-type]
+        loaded = load_model(path)
+        assert serialized(loaded) == serialized(model())
+        assert path.with_name(f"{path.name}.data").exists() == (choice == "always")
+
+
+def test_external_data_can_be_moved_in_and_out_and_over_itself(tmp_path: Path) -> None:
+    source = external(tmp_path)
+    inside = save_model(load_model(source), tmp_path / "inside.onnx", external_data="never")
+    assert serialized(load_model(inside)) == serialized(load_model(source))
+    wanted = serialized(load_model(source))
+    save_model(load_model(source), source, external_data="always")
+    assert serialized(load_model(source)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"hello, this is text\n", "is not an ONNX model"),
+        (b"", "is not an ONNX model"),
+        (b"PK\x03\x04" + b"\x00" * 100, "is not an ONNX model"),
+        ("truncated", "is not an ONNX model"),
+    ],
+    ids=["text", "empty", "zip", "truncated"],
+)
+def test_what_is_no_model_is_refused_in_one_sentence(tmp_path: Path, content: bytes | str, words: str) -> None:
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(serialized(model())[:-200] if isinstance(content, str) else content)
+    with pytest.raises(ModelError, match=words) as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="does not exist"):
+        load_model(tmp_path / "nope.onnx")
+    with pytest.raises(ModelError, match="is a folder"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda m: m.graph.node[0].input.__setitem__(0, "nobody"), "not a valid ONNX model"),
+        (lambda m: m.graph.node[0].input.__setitem__(0, "y"), "not a valid ONNX model"),
+        (lambda m: m.graph.node.append(m.graph.node[0]), "not a valid ONNX model"),
+        (lambda m: setattr(m.opset_import[0], "version", 999), "uses version 999 of the ONNX operators"),
+        (lambda m: m.graph.node.add(op_type="Nonsense", output=["z"]), "not a valid ONNX model"),
+        (lambda m: m.ClearField("graph"), "holds no graph"),
+        (lambda m: m.graph.initializer[0].ClearField("raw_data"), "not a valid ONNX model"),
+    ],
+    ids=["dangling input", "cycle", "name twice", "unknown opset", "unknown op", "no graph", "weight without data"],
+)
+def test_malformed_graph_is_refused(tmp_path: Path, damage: object, words: str) -> None:
+    proto = ir.to_proto(model())
+    damage(proto)  # type: ignore[operator]
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match=words) as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_external_data_is_named(tmp_path: Path) -> None:
+    path = external(tmp_path)
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(ModelError, match=r"weights\.bin .* is missing"):
+        load_model(path)
+
+
+def test_truncated_external_data_is_named(tmp_path: Path) -> None:
+    path = external(tmp_path)
+    data = tmp_path / "weights.bin"
+    data.write_bytes(data.read_bytes()[:-4])
+    with pytest.raises(ModelError, match="too short"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("location", ["../secret.bin", "sub/../../secret.bin", "{outside}/secret.bin", "link.bin"])
+def test_external_data_never_leaves_the_folder_of_the_model(tmp_path: Path, location: str) -> None:
+    folder, secret = tmp_path / "model", tmp_path / "secret.bin"
+    folder.mkdir()
+    path = external(folder)
+    secret.write_bytes((folder / "weights.bin").read_bytes())
+    (folder / "sub").mkdir()
+    (folder / "link.bin").symlink_to(secret)
+    proto = onnx.load(path, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location.format(outside=tmp_path)
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match="outside the model's folder"):
+        load_model(path)
+
+
+def test_output_that_is_a_folder_or_has_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="is a folder"):
+        save_model(model(), tmp_path)
+    with pytest.raises(OutputError, match="does not exist"):
+        save_model(model(), tmp_path / "no" / "model.onnx")
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"the old one")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ir, "save", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        save_model(model(), path)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    assert path.read_bytes() == b"the old one"

@@ -1,0 +1,157 @@
+"""The pipeline around the engine: choices, functions, proof, files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from folding import constants, model_of, norm, ops
+
+import bnfold
+from bnfold.errors import InputError, ModelError, OutputError
+from bnfold.model_file import load_model, save_model
+from bnfold.optimizer import OptimizeOptions
+from bnfold.verification import VerifyOptions
+
+TEXT = (
+    "g (float[N,3,8,8] x) => (float[N,4,6,6] y) { c = Conv(x, w) d = BatchNormalization(c, scale, bias, mean, var) "
+    "e = Relu(d) y = BatchNormalization(e, scale2, bias2, mean2, var2) }"
+)
+
+
+def source(folder: Path) -> Path:
+    arrays = constants(w=(4, 3, 3, 3)) | norm(4) | norm(4, "2")
+    model = model_of(TEXT, {name: array.astype(np.float32) for name, array in arrays.items()})
+    model.metadata_props["author"] = "someone"
+    return save_model(model, folder / "model.onnx")
+
+
+def test_result_is_written_after_it_was_proven(tmp_path: Path) -> None:
+    result = bnfold.optimize(source(tmp_path), tmp_path / "out.onnx", OptimizeOptions(verify=VerifyOptions()))
+    assert result.path == tmp_path / "out.onnx"
+    assert result.verification is not None
+    assert result.verification.ok
+    written = load_model(result.path)
+    assert ops(written) == {"Conv": 1, "Relu": 1, "BatchNormalization": 1}
+    assert written.metadata_props["author"] == "someone"
+    onnx.checker.check_model(result.path, full_check=True)
+
+
+def test_model_in_memory_is_not_changed(tmp_path: Path) -> None:
+    model = load_model(source(tmp_path))
+    before = ir.to_proto(model).SerializeToString()
+    result = bnfold.optimize(model)
+    assert ops(result.model) == {"Conv": 1, "Relu": 1, "BatchNormalization": 1}
+    assert ir.to_proto(model).SerializeToString() == before
+
+
+def test_inspect_says_what_optimize_does(tmp_path: Path) -> None:
+    path = source(tmp_path)
+    assert bnfold.inspect(path).to_json() == bnfold.optimize(path).report.to_json()
+
+
+def test_failed_proof_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bnfold import optimizer
+
+    honest = optimizer.fold
+
+    def wrong(model: ir.Model, selected: object) -> object:
+        report = honest(model, selected)  # type: ignore[arg-type]
+        weight = model.graph.initializers["w"]
+        array = weight.const_value.numpy().copy()  # type: ignore[union-attr]
+        array[1] *= 1.01
+        weight.const_value = ir.tensor(array, name="w")
+        return report
+
+    monkeypatch.setattr(optimizer, "fold", wrong)
+    path = source(tmp_path)
+    result = bnfold.optimize(path, tmp_path / "out.onnx", OptimizeOptions(verify=VerifyOptions()))
+    assert result.path is None
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        (OptimizeOptions(only=("d",)), 1),
+        (OptimizeOptions(keep=("d",)), 2),
+        (OptimizeOptions(only=("y",)), 2),
+        (OptimizeOptions(keep=("*",)), 2),
+    ],
+)
+def test_choice_of_nodes(tmp_path: Path, options: OptimizeOptions, left: int) -> None:
+    assert ops(bnfold.optimize(source(tmp_path), options=options).model)["BatchNormalization"] == left
+
+
+def test_pattern_that_matches_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no node or output is named like 'layer1"):
+        bnfold.optimize(source(tmp_path), options=OptimizeOptions(only=("layer1*",)))
+
+
+def test_the_input_is_overwritten_only_when_asked(tmp_path: Path) -> None:
+    path = source(tmp_path)
+    before = path.read_bytes()
+    with pytest.raises(OutputError, match="--in-place"):
+        bnfold.optimize(path, path)
+    assert path.read_bytes() == before
+    bnfold.optimize(path, path, OptimizeOptions(in_place=True))
+    assert ops(load_model(path))["BatchNormalization"] == 1
+
+
+def test_external_data_stays_external_and_folds(tmp_path: Path) -> None:
+    path = source(tmp_path)
+    outside = save_model(load_model(path), tmp_path / "outside.onnx", external_data="always")
+    result = bnfold.optimize(
+        outside, tmp_path / "out.onnx", OptimizeOptions(external_data="always", verify=VerifyOptions())
+    )
+    assert result.path is not None
+    assert (tmp_path / "out.onnx.data").exists()
+    onnx.checker.check_model(result.path, full_check=True)
+
+
+def test_inputs_that_are_initializers_are_frozen_on_request(tmp_path: Path) -> None:
+    model = load_model(source(tmp_path))
+    model.graph.inputs.append(model.graph.initializers["w"])
+    assert bnfold.inspect(model).batch_norms_after == 2
+    result = bnfold.optimize(model, options=OptimizeOptions(freeze_inputs=True))
+    assert result.report.batch_norms_after == 1
+    assert [value.name for value in result.model.graph.inputs] == ["x"]
+
+
+FUNCTION = """
+<domain: "local", opset_import: ["": 17]>
+block (x, w, scale, bias, mean, var) => (y) { c = Conv(x, w) y = BatchNormalization(c, scale, bias, mean, var) }
+<domain: "local", opset_import: ["": 17]>
+twice (x) => (y) { y = Add(x, x) }
+"""
+
+
+def test_functions_that_hold_a_batch_norm_are_inlined_and_others_kept() -> None:
+    text = "g (float[N,3,8,8] x) => (float[N,4,6,6] y) { d = local.block(x, w, scale, bias, mean, var) y = local.twice(d) }"
+    arrays = constants(w=(4, 3, 3, 3)) | norm(4)
+    model = model_of(text, {n: a.astype(np.float32) for n, a in arrays.items()}, functions=FUNCTION)
+    result = bnfold.optimize(model)
+    assert ops(result.model) == {"Conv": 1, "twice": 1}
+    assert [record.fate for record in result.report.records] == ["folded"]
+
+
+def test_report_is_plain_json(tmp_path: Path) -> None:
+    document = bnfold.optimize(source(tmp_path)).to_json()
+    assert json.loads(json.dumps(document)) == document
+    first, second = document["report"]["records"]
+    assert (first["fate"], first["direction"], first["into"]) == ("folded", "backward", ["c"])
+    assert (second["fate"], second["reason"]) == ("kept", "graph-output")
+
+
+def test_a_proof_without_an_output_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="output path"):
+        bnfold.optimize(source(tmp_path), options=OptimizeOptions(verify=VerifyOptions()))
+
+
+def test_no_model_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="does not exist"):
+        bnfold.optimize(tmp_path / "nope.onnx", tmp_path / "out.onnx")
