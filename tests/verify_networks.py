@@ -111,11 +111,12 @@ class Network:
             value = result
         nodes.append(helper.make_node("Identity", [value], ["y"]))
         kind = ONNX_TYPES[self.dtype]
+        rank = 2 if ("Flatten", {}) in self.steps else len(self.input_shape)
         graph = helper.make_graph(
             nodes,
             "network",
             [helper.make_tensor_value_info("x", kind, self.input_shape)],
-            [helper.make_tensor_value_info("y", kind, None)],
+            [helper.make_tensor_value_info("y", kind, ["batch", *[None] * (rank - 1)])],
             constants,
         )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
@@ -201,6 +202,36 @@ def random_network(seed: int, dtype: str = "float32", deepest: int = 6) -> Netwo
             steps.append(("Relu", {}))
             layer("Gemm", features, 10)
     return Network(steps, ["batch", 3, 12, 12], dtype)
+
+
+def resnet50() -> Network:
+    """The convolutions, residuals and sizes of ResNet-50, with random weights, at 224 × 224."""
+    random = np.random.default_rng(0)
+    steps: list = []
+
+    def layer(op, inputs, outputs, **settings):
+        steps.append(linear(random, op, inputs, outputs, bias=False, **settings))
+
+    layer("Conv", 3, 64, kernel=7, pads=[3] * 4, strides=[2, 2])
+    steps += [("Relu", {}), ("MaxPool", {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1] * 4})]
+    channels = 64
+    for stage, (width, blocks) in enumerate([(64, 3), (128, 4), (256, 6), (512, 3)]):
+        for block in range(blocks):
+            stride = 2 if stage and not block else 1
+            if block:
+                steps.append("save")
+            layer("Conv", channels, width, kernel=1)
+            steps.append(("Relu", {}))
+            layer("Conv", width, width, pads=[1] * 4, strides=[stride, stride])
+            steps.append(("Relu", {}))
+            layer("Conv", width, width * 4, kernel=1)
+            channels = width * 4
+            if block:
+                steps.append("add")
+            steps.append(("Relu", {}))
+    steps += [("GlobalAveragePool", {}), ("Flatten", {})]
+    layer("Gemm", channels, 1000)
+    return Network(steps, ["batch", 3, 224, 224])
 
 
 def _scaled_channel(factor):

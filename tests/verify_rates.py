@@ -10,9 +10,9 @@ from collections import Counter
 
 import numpy as np
 import onnx_ir as ir
+from verify_networks import DAMAGES, random_network
 
 import bnfold
-from verify_networks import DAMAGES, random_network
 
 
 def main() -> None:

@@ -22,16 +22,10 @@ from bnfold.verification.oracle import RANDOM, Oracle
 from bnfold.verification.result import FeedResult, OutputResult, ReferenceKind, Verdict, VerifyResult, describe
 from bnfold.verification.sameness import check_interfaces, same_graph
 from bnfold.verification.subject import Subject
-from bnfold.verification.verdict import Judgement, Observation, Rule, Run, bound_of, judge, own_errors
+from bnfold.verification.verdict import Judgement, Observation, Rule, bound_of, judge, own_errors
 
 Array = NDArray[Any]
 Outputs = Mapping[str, Array]
-
-#: Runs whose error is the reference's own, by what the reference is.
-_OWN: Mapping[ReferenceKind, tuple[Run, ...]] = {
-    "float64": ("original", "nudged"),
-    "onnxruntime": ("original_shipped", "nudged"),
-}
 
 #: Where float64 and ONNX Runtime differ by more than this of the scale (or this many roundoffs of the type), one of
 #: the two computes another function, and the difference must not pass for the reference's own error.
@@ -163,8 +157,8 @@ class _Comparison:
         """The result for two files that hold the same graph."""
         return self._make(
             "nothing proven",
-            "nothing was proven: both files hold the same graph, so that comparing them says nothing about a "
-            "transformation; check that the right files were given",
+            "nothing was proven: both files hold the same graph, so that comparing them cannot fail; "
+            "check that the right files were given",
             "none",
             "",
             (),
@@ -243,11 +237,10 @@ class _Comparison:
         self._progress(stage, total, total)
 
     def _decide(self, measurement: Measurement, kind: ReferenceKind, why: str) -> VerifyResult:
-        sources = _OWN[kind]
         outputs = []
         for name, observations in measurement.observations().items():
-            judgement = judge(observations, self._rule, sources)
-            feeds = _feed_results(observations, self._rule, sources)
+            judgement = judge(observations, self._rule)
+            feeds = _feed_results(observations, self._rule)
             outputs.append(OutputResult(name, measurement.types[name], judgement, feeds))
         judgements = [output.judgement for output in outputs]
         silent_outputs = measurement.silent_outputs()
@@ -300,19 +293,19 @@ def _disagreement(measurement: Measurement) -> str:
     return ""
 
 
-def _feed_results(observations: Sequence[Observation], rule: Rule, sources: Sequence[Run]) -> tuple[FeedResult, ...]:
-    own = own_errors(observations, rule, sources)
+def _feed_results(observations: Sequence[Observation], rule: Rule) -> tuple[FeedResult, ...]:
+    in_float64 = own_errors(observations, rule, "candidate_float64")
+    in_runtime = own_errors(observations, rule, "candidate_shipped")
     return tuple(
         FeedResult(
             feed=observation.feed,
             kind=observation.kind,
             scale=observation.scale,
-            own_error=error,
-            bound_float64=bound_of(observation, error, "candidate_float64", rule),
-            bound_runtime=bound_of(observation, error, "candidate_shipped", rule),
+            bound_float64=bound_of(observation, one, "candidate_float64", rule),
+            bound_runtime=bound_of(observation, other, "candidate_shipped", rule),
             metrics=observation.metrics,
         )
-        for observation, error in zip(observations, own, strict=True)
+        for observation, one, other in zip(observations, in_float64, in_runtime, strict=True)
     )
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
 
 
 class NotInFloat64Error(Exception):
@@ -34,13 +33,9 @@ _TYPE_ATTRIBUTES: Mapping[str, str] = {
 }
 
 
-def to_double(model: ir.Model) -> ir.Model:
-    """A copy of ``model`` in float64, its local functions inlined; ``model`` itself is not touched."""
-    copy = model.clone()
-    if copy.functions:
-        # The reference evaluator loses replaced operators inside functions.
-        InlinePass()(copy)
-    for graph in (copy.graph, *copy.graph.subgraphs()):
+def widen(model: ir.Model) -> None:
+    """Make ``model`` compute in float64, in place; it must hold no calls of local functions."""
+    for graph in (model.graph, *model.graph.subgraphs()):
         for value in (*graph.inputs, *graph.outputs):
             _widen_value(value)
         for value in graph.initializers.values():
@@ -49,7 +44,6 @@ def to_double(model: ir.Model) -> ir.Model:
                 value.const_value = _widen_tensor(value.const_value)
         for node in graph:
             _widen_node(node)
-    return copy
 
 
 def _widen_value(value: ir.Value) -> None:

@@ -136,8 +136,9 @@ def compare(expected: Array, actual: Array, dtype: str = "float32", excused: Arr
 def spacing(values: Array, dtype: str) -> Array:
     """The unit in the last place of each value in ``dtype``: ``2^(max(⌊log2|v|⌋, e_min) − p)``."""
     bits, smallest = _FORMAT[dtype]
-    _, exponent = np.frexp(np.abs(values))
-    return np.asarray(np.ldexp(1.0, np.maximum(exponent - 1, smallest) - bits))
+    _, exponent = np.frexp(values)
+    floored = np.where(values == 0, smallest, np.maximum(exponent - 1, smallest))
+    return np.asarray(np.ldexp(1.0, floored - bits))
 
 
 def _cosine(wanted: Array, got: Array) -> float | None:

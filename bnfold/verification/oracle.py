@@ -6,14 +6,15 @@ that of a float32 run: what differs in it is algebra and the rounding of weights
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
-from bnfold.verification.double import to_double
+from bnfold.verification.double import widen
 from bnfold.verification.metrics import UNIT_ROUNDOFF
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ Array = NDArray[Any]
 #: sign under a root, or the step of a quantizer.
 _WEIGHTED = frozenset({"BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul"})
 _SCALED = frozenset({"Add", "Div", "Mul", "Sub"})
+
+#: Operators that a weight may pass on its way, its elements unchanged.
+_REARRANGED = frozenset({"Cast", "CastLike", "Expand", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 
 #: Constants of fewer elements than this that feed an Add or Mul may be sizes on their way to a Resize or Reshape.
 _FEWEST_SCALES = 9
@@ -55,14 +59,18 @@ class Oracle:
     def __init__(self, model: ir.Model) -> None:
         from bnfold.verification.evaluator import Evaluator64
 
-        copy = to_double(model)
+        copy = model.clone()
+        if copy.functions:
+            InlinePass()(copy)  # the reference evaluator loses its replaced operators inside functions
+        LiftConstantsToInitializersPass(size_limit=0)(copy)
         self._constants: dict[str, Array] = {}
         # What one rounding of each weight amounts to, in the type that the file keeps it in.
         self._roundoff = {
             name: UNIT_ROUNDOFF[dtype]
-            for name, value in model.graph.initializers.items()
+            for name, value in copy.graph.initializers.items()
             if (dtype := weight_dtype(value)) is not None
         }
+        widen(copy)
         # Weights go around the protobuf, which is bounded to 2 GiB and would copy each of them twice.
         for name, value in list(copy.graph.initializers.items()):
             assert value.const_value is not None
@@ -118,7 +126,17 @@ def weight_dtype(value: ir.Value) -> str | None:
     """The floating-point type of an initializer that a fold may round anew; None for any other."""
     if value.dtype not in _FLOATS or value.const_value is None:
         return None
-    users = {node.op_type for node in value.consumers()}
+    users = set(_users(value))
     if users <= _WEIGHTED or (users <= _WEIGHTED | _SCALED and value.const_value.size >= _FEWEST_SCALES):
         return _FLOATS[value.dtype]
     return None
+
+
+def _users(value: ir.Value) -> Iterator[str]:
+    """The operators that read a constant, directly or rearranged."""
+    for node in value.consumers():
+        if node.op_type in _REARRANGED:
+            for output in node.outputs:
+                yield from _users(output)
+        else:
+            yield node.op_type

@@ -23,7 +23,6 @@ class FeedResult:
         feed: the name of the set of inputs.
         kind: its kind.
         scale: the largest magnitude expected.
-        own_error: the reference's own error as the rule defines it, absolute.
         bound_float64: largest absolute difference allowed to the candidate in float64.
         bound_runtime: the same in ONNX Runtime.
         metrics: of each run against what was expected.
@@ -32,10 +31,20 @@ class FeedResult:
     feed: str
     kind: FeedKind
     scale: float
-    own_error: float
     bound_float64: float
     bound_runtime: float
     metrics: Mapping[Run, Metrics]
+
+    @property
+    def ratio(self) -> float:
+        """The largest error over its bound among the candidate's runs; 0 where nothing differs."""
+        ratios = [0.0]
+        for run in JUDGED:
+            if run in self.metrics:
+                bound = self.bound_float64 if run == "candidate_float64" else self.bound_runtime
+                error = self.metrics[run].max_abs
+                ratios.append(error / bound if bound > 0 else math.inf if error > 0 else 0.0)
+        return max(ratios)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict."""
@@ -43,7 +52,6 @@ class FeedResult:
             "feed": self.feed,
             "kind": self.kind,
             "scale": self.scale,
-            "own_error": self.own_error,
             "bound_float64": self.bound_float64,
             "bound_runtime": self.bound_runtime,
             "metrics": {run: metrics.to_json() for run, metrics in self.metrics.items()},
@@ -65,6 +73,11 @@ class OutputResult:
     dtype: str
     judgement: Judgement
     feeds: tuple[FeedResult, ...]
+
+    @property
+    def worst_feed(self) -> FeedResult:
+        """The set of inputs on which the candidate comes nearest to its bound, or furthest beyond it."""
+        return max(self.feeds, key=lambda feed: feed.ratio)
 
     def relative(self, run: Run) -> float | None:
         """The largest error of a run relative to the output's scale, over all sets of inputs; None if not run."""
@@ -161,5 +174,6 @@ def describe(output: str, finding: Finding) -> str:
         return f"{where}: {finding.problem} (inputs: {finding.feed})"
     relative = finding.error / finding.scale if finding.scale > 0 else math.inf
     place = f" at {finding.place}" if finding.place else ""
-    size = f"{relative:.2g} of its scale" if math.isfinite(relative) else f"{finding.error:.2g} where 0 is expected"
+    whose = "that slice's" if finding.place else "its"
+    size = f"{relative:.2g} of {whose} scale" if math.isfinite(relative) else f"{finding.error:.2g} where 0 is expected"
     return f"{where} is off by {size}{place}, {finding.ratio:.3g} times what is allowed (inputs: {finding.feed})"

@@ -1,0 +1,166 @@
+"""``bnfold verify``: decide whether two models compute the same function."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bnfold.cli.render import Output, common_options, table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from bnfold.verification.result import FeedResult, OutputResult, VerifyResult
+    from bnfold.verification.verdict import Run
+
+_STYLE = {"equivalent": "green", "mismatch": "red", "nothing proven": "yellow"}
+
+
+def _shape(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for value in values:
+        name, separator, sizes = value.rpartition("=")
+        try:
+            shape = tuple(int(size) for size in sizes.split(",")) if sizes else ()
+        except ValueError:
+            shape = (0,)
+        if not separator or not name or any(size < 1 for size in shape):
+            raise click.BadParameter(f"{value!r} is not NAME=D1,D2,…, for example x=1,3,224,224")
+        shapes[name] = shape
+    return shapes
+
+
+@click.command("verify", epilog="Exit code: 0 equivalent; 1 a mismatch, or nothing was proven; 3 bad input.")
+@click.argument("reference", type=click.Path(path_type=Path))
+@click.argument("candidate", type=click.Path(path_type=Path))
+@click.option(
+    "--inputs",
+    type=click.Path(path_type=Path),
+    metavar="FILE|DIR",
+    help="Your own inputs: .npz keyed by input name, .npy, or a folder of those or of ONNX test data.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="Random sets of inputs for each batch size.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random inputs.")
+@click.option(
+    "--input-shape",
+    "shapes",
+    multiple=True,
+    metavar="NAME=D1,D2,…",
+    callback=_shape,
+    help="Shape of an input whose dimensions are dynamic; may be repeated.",
+)
+@click.option(
+    "--provider",
+    default="cpu",
+    show_default=True,
+    help="Execution provider of the run as shipped: cpu, cuda, or ONNX Runtime's name.",
+)
+@click.option(
+    "--level",
+    type=click.Choice(["all", "extended", "basic", "disable"]),
+    default="all",
+    show_default=True,
+    help="Optimization level of the run as shipped.",
+)
+@click.option("--rtol", type=click.FloatRange(min=0), help="Tolerance relative to the output's scale, not the rule.")
+@click.option("--atol", type=click.FloatRange(min=0), help="Absolute tolerance, not the rule.")
+@click.option(
+    "--runtime/--no-runtime", default=True, show_default=True, help="Run ONNX Runtime too, or compare in float64 only."
+)
+@common_options  # fmt: skip
+def command(
+    out: Output,
+    reference: Path,
+    candidate: Path,
+    inputs: Path | None,
+    samples: int,
+    seed: int,
+    shapes: dict[str, tuple[int, ...]],
+    provider: str,
+    level: str,
+    rtol: float | None,
+    atol: float | None,
+    runtime: bool,
+) -> None:
+    """Decide whether CANDIDATE computes the same function as REFERENCE.
+
+    Both run in float64, where only algebra and the rounding of weights tell them apart, and in ONNX Runtime, with its
+    optimizations off and as shipped. The tolerance comes from the models' own precision; the rule is printed.
+    """
+    from bnfold.verification import VerifyOptions, verify
+
+    options = VerifyOptions(
+        inputs=inputs,
+        samples=samples,
+        shapes=shapes,
+        seed=seed,
+        provider=provider,
+        level=level,
+        runtime=runtime,
+        rtol=rtol,
+        atol=atol,
+    )
+    with out.progress() as progress:
+        result = verify(reference, candidate, options, progress)
+    _show(out, result)
+    out.document(result.to_json())
+    if not result.ok:
+        out.answer_no()
+
+
+def _show(out: Output, result: VerifyResult) -> None:
+    from rich.markup import escape
+
+    sentence = escape(result.sentence[0].upper() + result.sentence[1:])
+    out.show(f"[{_STYLE[result.verdict]}]{sentence}.[/]")
+    if result.outputs:
+        rows = [_row(output, output.worst_feed, [_verdict(output)]) for output in result.outputs]
+        title = "Largest error over the output's scale, on the inputs that come nearest to a bound"
+        out.show(_table(title, [*_COLUMNS, "verdict"], rows))
+        every = [_row(output, feed, [feed.kind]) for output in result.outputs for feed in output.feeds]
+        out.detail(_table("All inputs", [*_COLUMNS, "kind"], every))
+        out.show(f"Rule: {escape(result.rule)}")
+    for note in result.notes:
+        out.show(f"[yellow]note:[/] {escape(note[0].upper() + note[1:])}.")
+
+
+_COLUMNS = ["output", "inputs", "scale", "original", "float64", "allowed", "ORT", "shipped", "allowed in ORT"]
+
+
+def _table(title: str, columns: list[str], rows: list[list[str]]) -> RenderableType:
+    return table(title, columns, rows, right=_COLUMNS[2:], fixed=["output", "verdict"])
+
+
+def _row(output: OutputResult, feed: FeedResult, end: list[str]) -> list[str]:
+    def relative(value: float | None) -> str:
+        if value is None:
+            return "-"
+        return f"{value / feed.scale:.1e}" if feed.scale > 0 else f"{value:.1e} abs"
+
+    def error(run: Run) -> str:
+        return relative(feed.metrics[run].max_abs if run in feed.metrics else None)
+
+    return [
+        output.name,
+        feed.feed,
+        f"{feed.scale:.3g}",
+        error("original"),
+        error("candidate_float64"),
+        relative(feed.bound_float64) if "candidate_float64" in feed.metrics else "-",
+        error("candidate_plain"),
+        error("candidate_shipped"),
+        relative(feed.bound_runtime) if "candidate_shipped" in feed.metrics else "-",
+        *end,
+    ]
+
+
+def _verdict(output: OutputResult) -> str:
+    return "ok" if output.judgement.equivalent else "MISMATCH"

@@ -1,0 +1,280 @@
+"""Verify from end to end: honest folds pass, damaged ones do not, and what cannot be judged says so."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnx_ir as ir
+import pytest
+from verify_networks import DAMAGES, Network, linear, random_network, resnet50
+
+import bnfold
+from bnfold.errors import InputError, MissingExtraError, ModelError
+from bnfold.model_file import load_model
+from bnfold.verification import VerifyOptions, verify
+
+FLOAT64_ONLY = VerifyOptions(runtime=False)
+
+
+def _pair(network, damage=None):
+    reference = ir.from_proto(network.model(folded=False))
+    return reference, ir.from_proto(network.model(folded=True, damage=damage))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("seed", range(1000, 1015))
+def test_an_honest_fold_is_equivalent(dtype, seed):
+    result = verify(*_pair(random_network(seed, dtype)))
+    assert result.verdict == "equivalent", result.sentence
+    assert result.reference == "float64"
+    assert {f.run for o in result.outputs for f in o.judgement.findings} == {
+        "candidate_float64",
+        "candidate_plain",
+        "candidate_shipped",
+    }
+
+
+def test_an_honest_fold_of_a_float64_model_is_equivalent_without_the_runtime():
+    assert verify(*_pair(random_network(7, "float64")), FLOAT64_ONLY).ok
+
+
+def _plain_networks():
+    """Networks whose every channel reaches the output."""
+    for seed, ops in enumerate(
+        [["Conv", "Conv", "Gemm"], ["depthwise", "Conv", "MatMul"], ["ConvTranspose", "Conv", "Gemm", "Gemm"]]
+    ):
+        random = np.random.default_rng(seed)
+        steps, channels, flat = [], 4, False
+        for op in ops:
+            if op in ("Gemm", "MatMul") and not flat:
+                steps += [("GlobalAveragePool", {}), ("Flatten", {})]
+                flat = True
+            if op == "depthwise":
+                steps.append(linear(random, "Conv", channels, channels, groups=channels, pads=[1, 1, 1, 1]))
+            elif op == "ConvTranspose":
+                steps.append(linear(random, op, channels, 6, groups=2, kernel=2, strides=[2, 2]))
+                channels = 6
+            else:
+                settings = {"pads": [1, 1, 1, 1]} if op == "Conv" else {}
+                steps.append(linear(random, op, channels, 8, **settings))
+                channels = 8
+            steps.append(("LeakyRelu", {}))
+        yield pytest.param(Network(steps, ["N", 4, 9, 9]), id="-".join(ops))
+
+
+@pytest.mark.parametrize("network", list(_plain_networks()))
+def test_one_percent_in_any_channel_of_any_weight_is_a_mismatch(network):
+    reference = ir.from_proto(network.model(folded=False))
+    for target, layer in enumerate(network.linears):
+        axis = layer.feature_axis
+        for channel in range(layer.weight.shape[axis]):
+
+            def damage(index, weight, bias, place=(target, axis, channel)):
+                if index == place[0]:
+                    weight = weight.copy()
+                    weight[(slice(None),) * place[1] + (place[2],)] *= 1.01
+                return weight, bias
+
+            candidate = ir.from_proto(network.model(folded=True, damage=damage))
+            result = verify(reference, candidate, FLOAT64_ONLY)
+            assert result.verdict == "mismatch", f"layer {target}, channel {channel}: {result.sentence}"
+
+
+@pytest.mark.parametrize("name", ["bias × 1.001", "bias dropped", "two channels of a weight swapped", "wrong epsilon"])
+@pytest.mark.parametrize("network", list(_plain_networks()))
+def test_other_damage_is_a_mismatch(network, name):
+    result = verify(*_pair(network, DAMAGES[name](network, np.random.default_rng(1))), FLOAT64_ONLY)
+    assert result.verdict == "mismatch"
+    assert "in float64" in result.sentence
+
+
+def test_a_dropped_bias_in_float16_is_a_mismatch():
+    network = random_network(3, "float16")
+    damage = DAMAGES["bias dropped"](network, np.random.default_rng(0))
+    assert verify(*_pair(network, damage)).verdict == "mismatch"
+
+
+def _parsed(text, opset=17):
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]>\n{text}')
+    return ir.from_proto(model)
+
+
+LINEAR = "agraph (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1, 2, 3, 4}> "
+
+
+def test_the_same_graph_under_other_names_proves_nothing():
+    one = _parsed(LINEAR + "{ h = MatMul(x, w)  y = Relu(h) }")
+    other = _parsed(LINEAR.replace(" w ", " weight ") + "{ z = MatMul(x, weight)  y = Relu(z) }")
+    result = verify(one, other)
+    assert result.verdict == "nothing proven"
+    assert not result.ok
+    assert "same graph" in result.sentence
+    assert result.reference == "none"
+
+
+def test_an_output_that_ignores_the_inputs_proves_nothing():
+    text = "agraph (float[N,2] x) => (float[1] y) <float[1] c = {2}> "
+    result = verify(_parsed(text + "{ y = Identity(c) }"), _parsed(text + "{ h = Neg(c)  y = Neg(h) }"), FLOAT64_ONLY)
+    assert result.verdict == "nothing proven"
+    assert "'y' is the same for all of the inputs" in result.sentence
+
+
+def test_one_output_that_ignores_the_inputs_is_noted():
+    text = "agraph (float[N,2] x) => (float[1] y, float[N,2] z) <float[1] c = {2}> "
+    result = verify(
+        _parsed(text + "{ y = Identity(c)  z = Neg(x) }"),
+        _parsed(text + "{ h = Neg(c)  y = Neg(h)  z = Neg(x) }"),
+        FLOAT64_ONLY,
+    )
+    assert result.ok
+    assert any("'y'" in note and "nothing was proven" in note for note in result.notes)
+
+
+def test_a_custom_operator_falls_back_to_the_runtime_visibly():
+    text = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>\nagraph (float[N,2] x) => (float[N,2] y) '
+    weights = "<float[2,2] w = {1.1, 2, 3, 4}, float[2] b = {1, 2}, float[2,2] v = {%s, 2, 3, 4}> "
+
+    def model(weight, body):
+        return ir.from_proto(onnx.parser.parse_model(text + weights % weight + body))
+
+    reference = model(1, "{ h = MatMul(x, w)  a = Add(h, b)  y = com.microsoft.FastGelu(a) }")
+    same = model(1, "{ h = Gemm(x, w, b)  y = com.microsoft.FastGelu(h) }")
+    result = verify(reference, same)
+    assert result.verdict == "equivalent"
+    assert result.reference == "onnxruntime"
+    assert "FastGelu" in result.reference_note
+    assert any("not float64" in note for note in result.notes)
+    wrong = model("1.11", "{ h = Gemm(x, v, b)  y = com.microsoft.FastGelu(h) }")
+    assert verify(reference, wrong).verdict == "mismatch"
+    with pytest.raises(ModelError, match="FastGelu"):
+        verify(reference, same, FLOAT64_ONLY)
+
+
+def test_a_wrong_optimization_of_the_runtime_is_told_from_a_wrong_file():
+    # ONNX Runtime folds this batch norm, which acts on axis 1 after the Transpose, into the wrong axis of w.
+    wrong_axis = (
+        "agraph (float[3,3] x) => (float[3,3] y) <float[3,3] w = {1,2,3,4,5,6,7,8,9}, float[3] s = {1,2,3}, "
+        "float[3] b = {4,5,6}, float[3] m = {7,8,9}, float[3] v = {1,4,9}> "
+        "{ h = MatMul(x, w)  t = Transpose<perm = [1, 0]>(h)  y = BatchNormalization(t, s, b, m, v) }"
+    )
+    reference = _parsed(wrong_axis)
+    candidate = _parsed(wrong_axis.replace("y = B", "n = B").replace(" }", "  a = Neg(n)  y = Neg(a) }"))
+    result = verify(reference, candidate)
+    assert result.verdict == "mismatch"
+    assert "as shipped" in result.sentence
+    assert any("own optimizations" in note for note in result.notes)
+    assert verify(reference, candidate, VerifyOptions(level="disable")).ok
+
+
+@pytest.mark.parametrize(
+    ("candidate", "message"),
+    [
+        (LINEAR.replace("x)", "z)") + "{ y = MatMul(z, w) }", "different inputs: x in the reference, z in the"),
+        (LINEAR.replace("y)", "z)") + "{ z = MatMul(x, w) }", "different outputs: y"),
+        (LINEAR.replace("[N,2] x", "[1,2] x") + "{ y = MatMul(x, w) }", r"input 'x' has the shape \[N,2\]"),
+        (LINEAR.replace("float", "float16") + "{ y = MatMul(x, w) }", "input 'x' has the type FLOAT in"),
+        ("agraph (float[N,2] x) => (float[N,3] y) <float[2,3] w = {1,2,3,4,5,6}> { y = MatMul(x, w) }",
+         r"output 'y' has the shape"),
+        (LINEAR + "{ r = RandomNormalLike(x)  y = Add(x, r) }", "draws random numbers"),
+    ],
+)  # fmt: skip
+def test_models_that_cannot_be_compared_are_an_error(candidate, message):
+    with pytest.raises(ModelError, match=message):
+        verify(_parsed(LINEAR + "{ y = MatMul(x, w) }"), _parsed(candidate))
+
+
+def test_symbolic_dimensions_may_have_other_names():
+    one = _parsed(LINEAR + "{ y = MatMul(x, w) }")
+    other = _parsed(LINEAR.replace("N", "batch") + "{ h = MatMul(x, w)  y = Identity(h) }")
+    assert verify(one, other, FLOAT64_ONLY).ok
+
+
+def test_overflow_of_the_reference_itself_is_excused():
+    text = "agraph (float16[N,2] x) => (float16[N,2] y) <float16[2] k = {40000, 1}> "
+    one = _parsed(text + "{ y = Mul(x, k) }")
+    other = _parsed(text + "{ n = Neg(x)  h = Mul(n, k)  y = Neg(h) }")
+    result = verify(one, other)
+    assert result.ok, result.sentence
+
+
+def test_nan_of_the_reference_must_be_matched():
+    text = "agraph (float[N,2] x) => (float[N,2] y) <float[1] k = {1e-6}, float[1] z = {0}> "
+    one = _parsed(text + "{ y = Log(x) }")
+    other = _parsed(text + "{ p = Max(x, z)  h = Add(p, k)  y = Log(h) }")
+    result = verify(one, other)
+    assert result.verdict == "mismatch"
+    assert "NaN" in result.sentence
+
+
+def test_integer_outputs_must_be_the_same():
+    text = "agraph (float[N,9] x) => (int64[N] y) "
+    one = _parsed(text + "{ y = ArgMax<axis = 1, keepdims = 0>(x) }")
+    same = _parsed(text + "{ h = ArgMax<axis = 1>(x)  a = Constant<value = int64[1] {1}>()  y = Squeeze(h, a) }")
+    wrong = _parsed(text + "{ n = Neg(x)  y = ArgMax<axis = 1, keepdims = 0>(n) }")
+    assert verify(one, same).ok
+    assert verify(one, wrong).verdict == "mismatch"
+
+
+def test_users_inputs_take_the_place_of_drawn_ones(tmp_path):
+    np.save(tmp_path / "in.npy", np.random.default_rng(0).random((5, 2), dtype=np.float32))
+    one = _parsed(LINEAR + "{ y = MatMul(x, w) }")
+    other = _parsed(LINEAR + "{ h = MatMul(x, w)  y = Identity(h) }")
+    result = verify(one, other, VerifyOptions(inputs=tmp_path / "in.npy"))
+    assert result.ok
+    assert result.feeds == ("in.npy",)
+
+
+def test_paths_are_accepted_and_external_data_is_found(tmp_path):
+    network = random_network(5)
+    for name, folded in (("a.onnx", False), ("b.onnx", True)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        onnx.save(
+            network.model(folded),
+            tmp_path / name,
+            save_as_external_data=True,
+            location=f"{name}.data",
+            size_threshold=0,
+        )
+    assert bnfold.verify(tmp_path / "a.onnx", str(tmp_path / "b.onnx")).ok
+    assert verify(load_model(tmp_path / "a.onnx"), load_model(tmp_path / "b.onnx")).ok
+
+
+def test_without_onnxruntime_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    pair = _pair(random_network(1))
+    with pytest.raises(MissingExtraError, match=r"bnfold\[cpu\]"):
+        verify(*pair)
+    assert verify(*pair, FLOAT64_ONLY).ok
+
+
+@pytest.mark.parametrize("options", [{"samples": 0}, {"rtol": -1.0}, {"atol": float("nan")}, {"level": "most"}])
+def test_options_are_checked(options):
+    with pytest.raises(InputError):
+        VerifyOptions(**options)
+
+
+def test_the_result_is_json():
+    network = random_network(2)
+    for damage in (None, DAMAGES["bias dropped"](network, np.random.default_rng(0))):
+        document = verify(*_pair(network, damage)).to_json()
+        assert json.loads(json.dumps(document, allow_nan=False)) == document
+
+
+def test_progress_is_told_of_every_run():
+    calls = []
+    verify(*_pair(random_network(2)), progress=lambda *call: calls.append(call))
+    finished = [stage for stage, done, total in calls if done == total]
+    assert len(finished) == len(set(finished)) == 7
+
+
+@pytest.mark.slow
+def test_a_resnet50_is_verified_in_full_size():
+    network = resnet50()
+    options = VerifyOptions(samples=1, batches=(1,))
+    assert verify(*_pair(network), options).ok
+    damage = DAMAGES["bias × 1.001"](network, np.random.default_rng(0))
+    assert verify(*_pair(network, damage), options).verdict == "mismatch"

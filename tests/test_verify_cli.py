@@ -1,0 +1,128 @@
+"""``bnfold verify`` as a user meets it: sentences, JSON, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from verify_networks import DAMAGES, random_network
+
+from bnfold.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    network = random_network(3)
+    damage = DAMAGES["one channel of one weight off by 1 %"](network, np.random.default_rng(1))
+    onnx.save(network.model(False), folder / "original.onnx")
+    onnx.save(network.model(True), folder / "folded.onnx")
+    onnx.save(network.model(True, damage), folder / "damaged.onnx")
+    (folder / "text.onnx").write_text("not a model")
+    (folder / "cut.onnx").write_bytes((folder / "folded.onnx").read_bytes()[:-500])
+    np.save(folder / "wide.npy", np.zeros((1, 3, 12, 12)))
+    return folder
+
+
+def _run(files, *arguments):
+    return main(["verify", *(str(files / a) if a.endswith((".onnx", ".npy")) else a for a in arguments)])
+
+
+def test_an_honest_fold_exits_with_0_and_says_why(files, capsys):
+    assert _run(files, "original.onnx", "folded.onnx") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.startswith("The candidate computes the same function: 1 output agrees on 7 sets of inputs")
+    assert "Rule: In float64" in shown
+    assert " ok" in shown
+
+
+def test_a_damaged_fold_exits_with_1_and_says_where(files, capsys):
+    assert _run(files, "original.onnx", "damaged.onnx") == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.startswith("The candidate does not compute the same function: output 'y' in float64 is off by")
+    assert "MISMATCH" in shown
+
+
+def test_the_same_file_twice_exits_with_1(files, capsys):
+    assert _run(files, "folded.onnx", "folded.onnx") == 1
+    assert capsys.readouterr().out.startswith("Nothing was proven")
+
+
+@pytest.mark.parametrize(
+    ("candidate", "code", "verdict"), [("folded.onnx", 0, "equivalent"), ("damaged.onnx", 1, "mismatch")]
+)
+def test_json_is_one_document(files, capsys, candidate, code, verdict):
+    assert _run(files, "original.onnx", candidate, "--json") == code
+    streams = capsys.readouterr()
+    document = json.loads(streams.out)
+    assert document["verdict"] == verdict
+    assert document["reference"] == "float64"
+    assert {"original", "candidate_float64", "candidate_plain", "candidate_shipped"} <= set(
+        document["outputs"][0]["feeds"][0]["metrics"]
+    )
+    assert "candidate" in streams.err
+
+
+def test_quiet_answers_with_the_exit_code_alone(files, capsys):
+    assert _run(files, "original.onnx", "damaged.onnx", "-q") == 1
+    assert capsys.readouterr() == ("", "")
+
+
+def test_verbose_lists_every_set_of_inputs(files, capsys):
+    assert _run(files, "original.onnx", "folded.onnx", "-v", "--samples", "1", "--no-runtime") == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("zeros", "constant", "large", "random 1 batch 3"))
+
+
+def test_tolerances_replace_the_rule(files, capsys):
+    assert _run(files, "original.onnx", "damaged.onnx", "--rtol", "0.1") == 0
+    assert "as asked for" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("original.onnx", "none.onnx"), "none.onnx does not exist"),
+        (("text.onnx", "folded.onnx"), "text.onnx is not"),
+        (("original.onnx", "cut.onnx"), "cut.onnx is not"),
+        (("original.onnx", "folded.onnx", "--inputs", "wide.npy"), "float64"),
+        (("original.onnx", "folded.onnx", "--inputs", "none.npy"), "none.npy does not exist"),
+        (("original.onnx", "folded.onnx", "--input-shape", "z=1"), "no input 'z'"),
+        (("original.onnx", "folded.onnx", "--input-shape", "x=1,4,12,12"), "does not fit input 'x'"),
+        (("original.onnx", "folded.onnx", "--provider", "tpu"), "unknown provider 'tpu'"),
+        (("original.onnx", "folded.onnx", "--provider", "NoSuchExecutionProvider"), "not part of this onnxruntime"),
+    ],
+)  # fmt: skip
+def test_bad_input_exits_with_3_and_one_sentence(files, capsys, arguments, message):
+    assert _run(files, *arguments) == 3
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert message in streams.err
+    assert streams.err.count("\n") == 1
+    assert "Traceback" not in streams.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("original.onnx",), ("original.onnx", "folded.onnx", "--input-shape", "x"),
+     ("original.onnx", "folded.onnx", "--input-shape", "x=0"),
+     ("original.onnx", "folded.onnx", "--samples", "0"),
+     ("original.onnx", "folded.onnx", "--level", "most"), ("original.onnx", "folded.onnx", "--rtol", "-1")],
+)  # fmt: skip
+def test_wrong_usage_exits_with_2(files, capsys, arguments):
+    assert _run(files, *arguments) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from bnfold.cli.main import main; main(['verify', '--help']); "
+        "sys.exit(any(m in sys.modules for m in ('torch', 'onnx', 'onnxruntime', 'numpy')))"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "nothing was proven" in done.stdout
