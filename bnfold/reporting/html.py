@@ -32,8 +32,14 @@ def _render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["sentence"] = _sentence
     text: str = environment.get_template(template).render(**values)
     return text
+
+
+def _sentence(text: str) -> str:
+    """A clause as a sentence of its own."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
 def write_fold_report(result: OptimizeResult, source: Path, path: Path) -> None:
