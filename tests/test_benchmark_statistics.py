@@ -141,6 +141,13 @@ def test_the_control_widens_an_interval_that_would_call_noise_a_difference() -> 
     assert with_control.noise_floor > 0.02
 
 
+def test_noise_that_only_slows_down_makes_no_difference_of_equal_models() -> None:
+    # Each block is disturbed half of the time: against the mean of two baselines, the median would be off by 20 %.
+    found = verdicts(Machine(outliers=0.5, rounds=40, launches=10), 0.0, 60)
+    assert abs(np.median([np.log(c.latency_ratio.estimate) for c in found])) < 0.03
+    assert share(found, Verdict.NO_DIFFERENCE) >= 0.95
+
+
 def test_identical_samples_are_no_difference() -> None:
     same = [np.array([1.0, 1.1, 0.9, 1.0])] * 5
     comparison = compare(same, same, same)

@@ -120,9 +120,11 @@ class Worker:
 
     def _reported(self, answer: dict[str, Any]) -> BnfoldError:
         message = str(answer["message"])
-        if self.label not in message:
+        kind = _REPORTABLE[answer["error"]]
+        # What the machine lacks is nothing that the candidate is to blame for.
+        if not issubclass(kind, errors.SetupError) and self.label not in message:
             message = f"{self.label}: {message}"
-        return _REPORTABLE[answer["error"]](message)
+        return kind(message)
 
     def _death(self, doing: str) -> WorkerError:
         code = self._process.wait()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bnfold.benchmarking.results import BenchmarkResult, CandidateResult, SettingResult
-from bnfold.benchmarking.statistics import Interval
+from bnfold.benchmarking.statistics import Interval, Verdict
 from bnfold.errors import OutputError
 from bnfold.files import StrPath, write_text
 
@@ -98,10 +98,10 @@ def _escape(text: str) -> str:
 
 
 #: The headings of :func:`latency_rows`.
-LATENCY_COLUMNS = ("model", "median", "95 % interval", "p90", "p99", "per second", "speed-up", "verdict")
+LATENCY_COLUMNS = ("model", "median", "p90", "p99", "infer/s", "speed-up (95 %)", "verdict")
 
 #: The headings of :func:`loading_rows`.
-LOADING_COLUMNS = ("model", "session", "speed-up", "first run", "peak memory", "file", "nodes")
+LOADING_COLUMNS = ("model", "session", "speed-up (95 %)", "first run", "peak memory", "file", "nodes")
 
 
 def latency_rows(cell: SettingResult) -> list[tuple[str, ...]]:
@@ -109,18 +109,24 @@ def latency_rows(cell: SettingResult) -> list[tuple[str, ...]]:
     return [_latency_row(candidate) for candidate in cell.candidates]
 
 
+_SHORT = {
+    Verdict.FASTER: "faster",
+    Verdict.SLOWER: "slower",
+    Verdict.NO_DIFFERENCE: "no difference",
+}
+
+
 def _latency_row(candidate: CandidateResult) -> tuple[str, ...]:
     median, p90, p99 = (candidate.latency[percent] for percent in (50.0, 90.0, 99.0))
     comparison = candidate.comparison
     return (
         candidate.label,
-        "–" if median is None else duration(median.estimate),
-        "–" if median is None else f"{duration(median.low)} to {duration(median.high)}",
+        "–" if median is None else _with_reach(median),
         "–" if p90 is None else duration(p90.estimate),
         "–" if p99 is None else duration(p99.estimate),
         f"{candidate.throughput:,.4g}" if candidate.throughput < 1000 else f"{candidate.throughput:,.0f}",
         "–" if comparison is None else _speedup(comparison.speedup),
-        "baseline" if comparison is None else comparison.verdict.value,
+        "baseline" if comparison is None else _SHORT[comparison.verdict],
     )
 
 
@@ -138,6 +144,10 @@ def loading_rows(result: BenchmarkResult, cell: SettingResult) -> list[tuple[str
         )
         for subject, candidate in zip(result.subjects, cell.candidates, strict=True)
     ]
+
+
+def _with_reach(interval: Interval) -> str:
+    return f"{duration(interval.estimate)} ±{100 * (interval.high / interval.estimate - 1):.1f} %"
 
 
 def _speedup(interval: Interval) -> str:

@@ -1,10 +1,12 @@
 """Intervals and verdicts: pure numpy.
 
 All latencies are compared as logarithms. In launch *l* and round *r*, candidate *c*'s block has the median
-``m_c[l, r]``, and its paired effect against the baseline is ``e[l, r] = log m_c[l, r] - log m_0[l, r]`` (where
-a control runs, ``log m_0`` is the mean of the two baseline processes). The effect of a launch, ``e[l]``, is the
-median over its rounds, which neither drift (the pairing) nor bursts of other work in less than half of them
-move much. The estimate is the mean over the ``L`` launches; the ratio is its exponential.
+``m_c[l, r]``; its paired difference from the baseline is ``log m_c[l, r] - log m_0[l, r]``, and the median of that
+over the rounds of a launch is its effect ``e[l]``. Neither drift (the pairing) nor bursts of other work in less than
+half of the rounds (the median) move it much. Where a control runs, ``e[l]`` is the mean of the effects against the
+baseline's two processes; not the effect against their mean, which is not symmetric around zero for equal models
+when noise only ever slows things down. The estimate is the mean over the ``L`` launches; the ratio is its
+exponential.
 
 The interval is ``estimate ± t(L-1) · s / √L``, where ``s`` is the standard deviation of the launches' effects: what
 a bootstrap that resamples whole launches converges to, with Student's t at ``L-1`` degrees of freedom in place of
@@ -107,22 +109,21 @@ def compare(candidate: Sequence[Floats], baseline: Sequence[Floats], control: Se
         baseline: the same for the baseline, round by round beside it.
         control: the same for a second process of the baseline, or None.
     """
-    if control is None:
-        reference = [np.log(b) for b in baseline]
-        floor = None
-    else:
-        reference = [(np.log(b) + np.log(k)) / 2 for b, k in zip(baseline, control, strict=True)]
-        floor = noise_floor(_launch_effects(control, [np.log(b) for b in baseline]))
-    estimate, half = mean_effect(_launch_effects(candidate, reference))
+    effects = launch_effects(candidate, baseline)
+    floor = None
+    if control is not None:
+        effects = (effects + launch_effects(candidate, control)) / 2
+        floor = noise_floor(launch_effects(control, baseline))
+    estimate, half = mean_effect(effects)
     half = max(half, floor or 0.0)
     ratio = Interval(*(float(np.exp(value)) for value in (estimate, estimate - half, estimate + half)))
     return Comparison(ratio, None if floor is None else float(np.expm1(floor)))
 
 
-def _launch_effects(candidate: Sequence[Floats], log_reference: Sequence[Floats]) -> Floats:
-    """The median over the rounds of each launch of the log latency against the reference."""
-    pairs = zip(candidate, log_reference, strict=True)
-    return np.array([float(np.median(np.log(latency) - log)) for latency, log in pairs])
+def launch_effects(candidate: Sequence[Floats], reference: Sequence[Floats]) -> Floats:
+    """For each launch, the median over its rounds of the log latency of the candidate over the reference's."""
+    pairs = zip(candidate, reference, strict=True)
+    return np.array([float(np.median(np.log(ours) - np.log(theirs))) for ours, theirs in pairs])
 
 
 def mean_effect(effects: Floats) -> tuple[float, float]:

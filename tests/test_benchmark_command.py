@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from benchmark_models import FAILS_TO_RUN, write
+
+import bnfold.benchmarking
+from bnfold.benchmarking import BenchmarkOptions, BenchmarkResult, benchmark
+from bnfold.benchmarking.report import FORMATS, duration, size
+from bnfold.benchmarking.results import sentence
+from bnfold.benchmarking.statistics import Comparison, Interval
+from bnfold.cli.benchmark import LEVELS, SUFFIXES
+from bnfold.cli.main import main
+from bnfold.session import LEVELS as KNOWN_LEVELS
+
+QUICK = ["--time", "0.1", "--launches", "2", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> BenchmarkResult:
+    folder = tmp_path_factory.mktemp("models")
+    models = [write(folder / "first.onnx"), write(folder / "second.onnx")]
+    return benchmark(models, BenchmarkOptions(seconds=0.1, launches=2, threads=(1,)))
+
+
+def planted(result: BenchmarkResult, estimate: float, low: float, high: float) -> BenchmarkResult:
+    """The same result with another ratio of the second model's latency to the first's."""
+    (cell,) = result.settings
+    first, second = cell.candidates
+    second = replace(second, comparison=Comparison(Interval(estimate, low, high), 0.001))
+    return replace(result, settings=(replace(cell, candidates=(first, second)),))
+
+
+def test_the_answer_comes_first_and_everything_fits_100_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [str(write(tmp_path / name)) for name in ("original.onnx", "folded.onnx")]
+    out = tmp_path / "result.json"
+    assert main(["benchmark", *models, *QUICK, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    first = printed.splitlines()[0]
+    assert "folded.onnx" in first
+    assert "original.onnx" in first
+    assert "95 % interval" in first
+    assert max(len(line.rstrip()) for line in printed.splitlines()) <= 100
+    assert json.loads(out.read_text())["settings"][0]["candidates"][0]["launches"]
+
+
+def test_json_is_one_document_on_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", str(write(tmp_path / "m.onnx")), *QUICK, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema"] == 1
+    assert document["models"][0]["label"] == "m.onnx"
+
+
+def test_options_reach_the_library(monkeypatch: pytest.MonkeyPatch, measured: BenchmarkResult) -> None:
+    seen: list[BenchmarkOptions] = []
+
+    def spy(_models: object, options: BenchmarkOptions, _progress: object) -> BenchmarkResult:
+        seen.append(options)
+        return measured
+
+    monkeypatch.setattr(bnfold.benchmarking, "benchmark", spy)
+    arguments = "--provider cpu,cuda --provider tensorrt --batch 1,8 --threads 1 --threads 2 --level all,basic"
+    arguments += " --time 3 --launches 4 --seed 5 --input-shape a=b=1,2 --input-shape s= --no-spinning"
+    arguments += " --no-control"
+    assert main(["benchmark", "m.onnx", *arguments.split()]) == 0
+    assert seen == [
+        BenchmarkOptions(
+            providers=("cpu", "cuda", "tensorrt"),
+            batches=(1, 8),
+            threads=(1, 2),
+            levels=("all", "basic"),
+            seconds=3,
+            launches=4,
+            seed=5,
+            input_shapes={"a=b": (1, 2), "s": ()},
+            spinning=False,
+            control=False,
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "limit", "code", "said"),
+    [
+        ((1.08, 1.06, 1.10), "5", 1, "second.onnx is slower than first.onnx by more than 5 %"),
+        ((1.08, 1.04, 1.12), "5", 0, "second.onnx may be slower than first.onnx by more than 5 %"),
+        ((1.02, 1.01, 1.03), "5", 0, None),
+        ((1.02, 1.01, 1.03), "0", 1, "is slower"),
+        ((0.80, 0.79, 0.81), "0", 0, None),
+        ((1.00, 0.99, 1.01), "0", 0, "may be slower"),
+    ],
+)
+def test_fail_if_slower_fails_only_where_the_whole_interval_is_beyond(
+    ratio: tuple[float, float, float],
+    limit: str,
+    code: int,
+    said: str | None,
+    measured: BenchmarkResult,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    result = planted(measured, *ratio)
+    monkeypatch.setattr(bnfold.benchmarking, "benchmark", lambda *_: result)
+    assert main(["benchmark", "a.onnx", "b.onnx", "--fail-if-slower", limit]) == code
+    captured = capsys.readouterr()
+    text = " ".join((captured.out + captured.err).split())
+    if said is None:
+        assert "by more than" not in text
+    else:
+        assert said in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("m.onnx --out result.xml", ".json, .csv, .md"),
+        ("m.onnx --out result", "no known suffix"),
+        ("m.onnx --fail-if-slower 5", "needs two models"),
+        ("m.onnx --batch 0", "--batch"),
+        ("m.onnx --batch 1,x", "--batch"),
+        ("m.onnx --threads -1", "--threads"),
+        ("m.onnx --level most", "--level"),
+        ("m.onnx --time 0", "--time"),
+        ("m.onnx --launches 1", "--launches"),
+        ("m.onnx --input-shape 1,2", "NAME=1,3,224,224"),
+        ("m.onnx --input-shape x=1,-2", "NAME=1,3,224,224"),
+        ("", "Missing argument"),
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", *arguments.split()]) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("absent.onnx", "absent.onnx does not exist"),
+        ("text.onnx", "text.onnx is not an ONNX model"),
+        ("good.onnx fails.onnx --threads 1", "fails.onnx: ONNX Runtime failed while running"),
+        ("good.onnx --provider abacus", "unknown provider 'abacus'"),
+        ("good.onnx --out nowhere/result.json", "nowhere does not exist"),
+        ("good.onnx --input-shape z=1", "the inputs are x"),
+    ],
+)
+def test_bad_input_exits_with_3_and_one_sentence(
+    arguments: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(Path("good.onnx"))
+    write(Path("fails.onnx"), FAILS_TO_RUN)
+    Path("text.onnx").write_text("not a model")
+    before = sorted(tmp_path.iterdir())
+    assert main(["benchmark", *arguments.split(), "--time", "0.1"]) == 3
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert captured.out == ""
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("ratio", "expected"),
+    [
+        ((1 / 1.31, 1 / 1.34, 1 / 1.28), "b is 1.31x faster than a (95 % interval 1.28 to 1.34)"),
+        ((1.5, 1.4, 1.6), "b is 1.50x slower than a (95 % interval 1.40 to 1.60)"),
+        ((1.004, 1.002, 1.006), "b is 1.004x slower than a (95 % interval 1.002 to 1.006)"),
+        (
+            (1.0, 0.95, 1.05),
+            "no difference shown between b and a (95 % interval of the speed-up 0.952 to 1.053)",
+        ),
+    ],
+)
+def test_the_answer_in_words(ratio: tuple[float, float, float], expected: str) -> None:
+    assert sentence("b", "a", Comparison(Interval(*ratio), None)) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(1.234, "1.23 s"), (0.0123, "12.3 ms"), (4.56e-5, "45.6 µs"), (5e-7, "500 ns"), (123.4, "123 s")],
+)
+def test_durations_have_three_digits(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(12, "12 B"), (29_800, "29.1 KiB"), (64_200_000, "61.2 MiB"), (3 << 30, "3.00 GiB")]
+)
+def test_sizes_have_three_digits(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+def test_what_the_command_line_repeats_agrees_with_the_library() -> None:
+    assert tuple(FORMATS) == SUFFIXES
+    assert set(LEVELS) == set(KNOWN_LEVELS)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from bnfold.cli.main import main\n"
+        "main(['benchmark', '--help'])\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'numpy', 'rich'}\n"
+        "print(*sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    found = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert "--fail-if-slower" in found.stdout
+    assert found.stderr.strip() == ""

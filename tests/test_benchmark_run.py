@@ -1,0 +1,302 @@
+"""Real benchmarks, as short as they can be: what is recorded, and what happens when something breaks."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from benchmark_models import FAILS_TO_RUN, RELU, children, running, write
+
+from bnfold.benchmarking import BenchmarkOptions, BenchmarkResult, benchmark
+from bnfold.benchmarking.options import Setting
+from bnfold.benchmarking.process import Worker, thread_states
+from bnfold.benchmarking.report import FORMATS, as_csv, as_json, as_markdown, write_report
+from bnfold.benchmarking.statistics import Verdict
+from bnfold.errors import BnfoldError, InputError, ModelError, OutputError, ProviderError, WorkerError
+
+SHORT = BenchmarkOptions(seconds=0.1, launches=2, threads=(1,))
+
+#: Long enough to be broken meanwhile.
+LONG = ["--time", "60", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> BenchmarkResult:
+    folder = tmp_path_factory.mktemp("models")
+    first = write(folder / "first.onnx")
+    copy = write(folder / "copy.onnx")
+    options = BenchmarkOptions(seconds=0.1, launches=2, threads=(1,), batches=(1, 8), seed=7)
+    return benchmark([first, copy], options)
+
+
+def test_every_combination_compares_every_model_with_the_first(result: BenchmarkResult) -> None:
+    assert [cell.setting for cell in result.settings] == [
+        Setting("cpu", 1, 1, "all"),
+        Setting("cpu", 8, 1, "all"),
+    ]
+    for cell in result.settings:
+        first, copy = cell.candidates
+        assert (first.label, copy.label) == ("first.onnx", "copy.onnx")
+        assert first.comparison is None
+        assert copy.comparison is not None
+        assert [feed.shape for feed in cell.feeds] == [(cell.setting.batch, 3, 4)]
+
+
+def test_figures_are_there_and_make_sense(result: BenchmarkResult) -> None:
+    for cell in result.settings:
+        assert cell.launches == 2
+        for candidate in cell.candidates:
+            median = candidate.latency[50.0]
+            assert median is not None
+            assert 0 < median.low <= median.estimate <= median.high < 1
+            assert candidate.throughput == pytest.approx((cell.setting.batch or 1) / candidate.mean_s)
+            assert 0 < candidate.creation.least <= candidate.creation.median <= candidate.creation.greatest
+            assert candidate.first_run.median > 0
+            assert 10e6 < candidate.peak_bytes < 1e9
+            assert candidate.group > 1  # one Relu is far shorter than a sample
+            assert candidate.samples == sum(len(block) for record in candidate.records for block in record.blocks)
+    first = result.subjects[0]
+    assert first.size == first.path.stat().st_size
+    assert first.nodes == 1
+    assert len(first.sha256) == 64
+
+
+def test_the_control_runs_in_every_launch_round_by_round(result: BenchmarkResult) -> None:
+    for cell in result.settings:
+        assert cell.control is not None
+        for control, first in zip(cell.control_records, cell.candidates[0].records, strict=True):
+            assert len(control.blocks) == len(first.blocks) >= 2
+
+
+def test_the_context_names_the_machine_and_the_versions(result: BenchmarkResult) -> None:
+    context = result.context
+    assert context.cpu
+    assert context.cores >= len(context.affinity) >= 1
+    assert context.onnxruntime.count(".") == 2
+    assert context.disturbance is None or context.disturbance.others >= 0
+
+
+def test_json_holds_every_sample_only_where_asked(result: BenchmarkResult) -> None:
+    document = json.loads(as_json(result))
+    for cell, recorded in zip(document["settings"], result.settings, strict=True):
+        for candidate, record in zip(cell["candidates"], recorded.candidates, strict=True):
+            rounds = [block for launch in candidate["launches"] for block in launch["rounds_ns"]]
+            assert sum(map(len, rounds)) == candidate["samples"] == record.samples
+            assert all(isinstance(sample, int) and sample > 0 for block in rounds for sample in block)
+    assert document["options"]["seed"] == 7
+    assert document["models"][0]["sha256"] == result.subjects[0].sha256
+    summary = result.to_json()
+    assert "launches" not in summary["settings"][0]["candidates"][0]
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+
+
+def test_csv_has_a_line_for_each_model_in_each_setting(result: BenchmarkResult) -> None:
+    rows = list(csv.DictReader(io.StringIO(as_csv(result))))
+    assert [(row["model"], row["batch"]) for row in rows] == [
+        ("first.onnx", "1"),
+        ("copy.onnx", "1"),
+        ("first.onnx", "8"),
+        ("copy.onnx", "8"),
+    ]
+    assert all(float(row["p50_s"]) > 0 for row in rows)
+    assert [row["verdict"] for row in rows[::2]] == ["", ""]
+    assert {row["verdict"] for row in rows[1::2]} <= {verdict.value for verdict in Verdict}
+
+
+def test_markdown_answers_before_it_shows_tables(result: BenchmarkResult) -> None:
+    text = as_markdown(result)
+    assert text.index("copy.onnx") < text.index("| model |")
+    for line in text.splitlines():
+        if line.startswith("|"):
+            assert line.count("|") == 8
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_report_s_suffix_names_its_format(suffix: str, result: BenchmarkResult, tmp_path: Path) -> None:
+    write_report(result, tmp_path / f"out{suffix}")
+    assert (tmp_path / f"out{suffix}").read_text() == FORMATS[suffix](result)
+
+
+def test_a_report_of_an_unknown_format_is_refused(result: BenchmarkResult, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"use one of \.json, \.csv, \.md"):
+        write_report(result, tmp_path / "out.xml")
+
+
+def test_one_model_is_measured_without_comparison_or_control(tmp_path: Path) -> None:
+    found = benchmark([write(tmp_path / "only.onnx")], SHORT)
+    (cell,) = found.settings
+    assert cell.control is None
+    assert cell.candidates[0].comparison is None
+    assert found.sentences() == ()
+
+
+def test_external_data_counts_into_size_and_hash(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(RELU)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((64, 4), np.float32), "w"))
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    found = benchmark([tmp_path / "m.onnx"], SHORT)
+    files = [tmp_path / "m.onnx", tmp_path / "m.data"]
+    content = b"".join(file.read_bytes() for file in files)
+    assert found.subjects[0].size == len(content)
+    assert found.subjects[0].sha256 == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "said"),
+    [
+        (FAILS_TO_RUN, ModelError, r"second\.onnx: ONNX Runtime failed while running the model"),
+        (RELU.replace("3, 4] ", "3, 5] "), ModelError, r"second\.onnx takes the input x .* and first\.onnx"),
+        (RELU.replace(" x)", " w)").replace("(x)", "(w)"), ModelError, r"second\.onnx takes the inputs w"),
+    ],
+)
+def test_a_model_that_cannot_be_compared_is_named(
+    text: str, kind: type[BnfoldError], said: str, tmp_path: Path
+) -> None:
+    models = [write(tmp_path / "first.onnx"), write(tmp_path / "second.onnx", text)]
+    with pytest.raises(kind, match=said):
+        benchmark(models, SHORT)
+    assert children(os.getpid()) == []
+
+
+def test_a_missing_model_is_named_before_any_process_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    with pytest.raises(ModelError, match=r"absent\.onnx does not exist"):
+        benchmark([write(tmp_path / "first.onnx"), tmp_path / "absent.onnx"], SHORT)
+
+
+def test_no_model_is_refused() -> None:
+    with pytest.raises(InputError, match="at least one model"):
+        benchmark([], SHORT)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda: BenchmarkOptions(providers=("abacus",)), ProviderError),
+        (lambda: BenchmarkOptions(levels=("most",)), InputError),
+        (lambda: BenchmarkOptions(batches=(0,)), InputError),
+        (lambda: BenchmarkOptions(threads=(-1,)), InputError),
+        (lambda: BenchmarkOptions(threads=()), InputError),
+        (lambda: BenchmarkOptions(seconds=0.0), InputError),
+        (lambda: BenchmarkOptions(seconds=float("nan")), InputError),
+        (lambda: BenchmarkOptions(launches=1), InputError),
+        (lambda: BenchmarkOptions(seed=-1), InputError),
+        (lambda: BenchmarkOptions(input_shapes={"x": (-1,)}), InputError),
+    ],
+)
+def test_options_out_of_range_are_refused(make: Callable[[], BenchmarkOptions], kind: type[BnfoldError]) -> None:
+    with pytest.raises(kind):
+        make()
+
+
+def test_the_matrix_is_every_combination_once() -> None:
+    options = BenchmarkOptions(batches=(1, 8, 1), threads=(1, 2), levels=("all", "disable"))
+    settings = options.settings()
+    assert len(settings) == len(set(settings)) == 8
+
+
+def test_a_provider_that_is_not_there_is_an_error_not_a_fall_back(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "TensorrtExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has TensorRT")
+    options = BenchmarkOptions(providers=("tensorrt",), seconds=0.1)
+    with pytest.raises(ProviderError, match="TensorrtExecutionProvider is not part of"):
+        benchmark([write(tmp_path / "m.onnx")], options)
+
+
+def test_a_worker_killed_from_outside_is_named_and_none_is_left(tmp_path: Path) -> None:
+    models = [write(tmp_path / "first.onnx"), write(tmp_path / "second.onnx")]
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        while not killed:
+            for pid in children(os.getpid()):
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+                return
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    try:
+        with pytest.raises(WorkerError, match=r"the process of (first|second)\.onnx was killed by SIGKILL"):
+            benchmark(models, BenchmarkOptions(seconds=30, threads=(1,)))
+    finally:
+        killer.join()
+    assert children(os.getpid()) == []
+
+
+@pytest.mark.parametrize(("sent", "expected"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_no_worker_outlives_a_parent_that_is_interrupted_or_killed(
+    sent: signal.Signals, expected: int, tmp_path: Path
+) -> None:
+    models = [str(write(tmp_path / "first.onnx")), str(write(tmp_path / "second.onnx"))]
+    # A test run in the background of a shell inherits a SIGINT that is ignored.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from bnfold.cli.main import main; sys.exit(main())"
+    )
+    command = [sys.executable, "-P", "-c", code, "benchmark", *models, *LONG]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as parent:
+        workers: list[int] = []
+        deadline = time.monotonic() + 30
+        # Until blocks are under way, so that some of the workers are stopped.
+        while not any("T" in thread_states(pid) for pid in workers) and time.monotonic() < deadline:
+            workers = children(parent.pid)
+            time.sleep(0.02)
+        assert len(workers) == 3
+        parent.send_signal(sent)
+        _, errors = parent.communicate(timeout=30)
+    assert parent.returncode == expected
+    assert "Traceback" not in errors
+    while (left := running(workers)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert left == []
+
+
+def test_threads_of_a_resting_worker_do_not_spin(tmp_path: Path) -> None:
+    model = write(tmp_path / "m.onnx", RELU.replace("3, 4]", "300, 400]"))
+    request = {
+        "do": "open",
+        "model": str(model),
+        "session": {"threads": 2, "spinning": True},
+        "feeds": [["x", "float32", [1, 300, 400]]],
+        "seed": 0,
+    }
+    with Worker("m.onnx") as worker:
+        worker.answer("starting")
+        worker.ask("opening", request)
+        for _ in range(5):
+            worker.ask("running", {"do": "run", "group": 1, "samples": 20, "lead_in_ns": 0})
+            worker.rest()
+            assert set(thread_states(worker.pid)) == {"T"}
+
+
+def test_what_libraries_print_does_not_reach_the_protocol() -> None:
+    with Worker("m.onnx") as worker:
+        worker.answer("starting")
+        target = Path(f"/proc/{worker.pid}/fd/1").resolve()
+        assert target == Path(f"/proc/{worker.pid}/fd/2").resolve()
+
+
+def test_the_worker_imports_no_more_than_it_needs() -> None:
+    code = (
+        "import sys, bnfold.benchmarking.worker\n"
+        "heavy = {'onnx', 'onnx_ir', 'torch', 'scipy', 'rich', 'click', 'google'}\n"
+        "print(*sorted(heavy & {name.partition('.')[0] for name in sys.modules}))"
+    )
+    found = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""
