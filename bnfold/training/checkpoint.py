@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -158,7 +159,8 @@ def apply_weights(model: nn.Module, weights: Mapping[str, Tensor], source: StrPa
 def _read_torch_file(path: Path) -> dict[str, Tensor]:
     _check_file(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about how the file was pickled; it loads or it does not
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is damaged, or holds more than plain tensors, which is not safe to load; "

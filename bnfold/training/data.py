@@ -165,17 +165,18 @@ def _read_npz(file: Path) -> Mapping[str, NDArray[Any]]:
     if not file.is_file():
         raise DataError(f"{file} does not exist; npz:FILE needs a numpy archive with {_NPZ_LAYOUT}")
     try:
-        with np.load(file, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(f"{file} is a single array, not an archive; write it with numpy.savez")
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
-        if "pickle" in str(error):
+        with file.open("rb") as stream:  # ours to close, whatever numpy makes of it
+            archive = np.load(stream, allow_pickle=False)
+            if isinstance(archive, np.lib.npyio.NpzFile):
+                return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        if "Object arrays" in str(error):
             raise DataError(
                 f"{file} is not an archive of plain arrays, and loading pickled objects is not safe; "
                 "write numbers with numpy.savez"
             ) from error
         raise DataError(f"{file} is not a numpy archive, or is damaged; write it with numpy.savez") from error
+    raise DataError(f"{file} is a single array, not an archive; write it with numpy.savez")
 
 
 def _npz_split(file: Path, arrays: Mapping[str, NDArray[Any]], images_name: str, labels_name: str) -> Split:

@@ -18,7 +18,7 @@ from typing import Any
 
 from bnfold.errors import CheckpointError
 from bnfold.files import StrPath, write_json
-from bnfold.training.dataset import DataSet, Normalization
+from bnfold.training.dataset import Normalization
 
 RUN_FILE = "run.json"
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -73,11 +73,6 @@ class Run:
             "versions": dict(self.versions),
             "result": None if self.result is None else dict(self.result),
         }
-
-
-def differing_data(run: Run, data: DataSet) -> bool:
-    """Whether ``data`` is not what the run was started on."""
-    return run.data_fingerprint != data.fingerprint()
 
 
 def write_run(folder: Path, run: Run) -> None:

@@ -1,0 +1,86 @@
+"""``bnfold train`` as it is typed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import pytest
+from training_samples import write_npz
+
+from bnfold.cli.main import main
+from bnfold.cli.train import parse_arguments
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_with_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_npz(tmp_path / "d.npz")
+    Path("r.toml").write_text(
+        'model = "mlp"\ndata = "npz:d.npz"\nepochs = 2\nbatch_size = 8\ndevice = "cpu"\n[model_args]\nwidths = [4]\n'
+    )
+
+
+def test_the_command_line_goes_before_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "r.toml", "-o", "run", "--epochs", "1", "--model-args", "dropout=0.1", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["epochs"] == 1
+    run = json.loads(Path("run/run.json").read_text())
+    assert run["model_args"] == {"in_features": 36, "num_classes": 3, "widths": [4], "dropout": 0.1}
+    assert run["options"]["batch_size"] == 8
+
+
+def test_people_read_a_sentence_and_with_verbose_a_row_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "r.toml", "-o", "run", "-v"]) == 0
+    text = capsys.readouterr().out
+    assert "held-out test images right" in text
+    assert "training loss" in text
+
+
+def test_a_run_is_resumed_from_its_folder_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "r.toml", "-o", "run", "-q"]) == 0
+    assert main(["train", "-o", "run", "--resume"]) == 0
+    assert "complete already" in capsys.readouterr().out
+    assert main(["train", "-o", "run", "--resume", "--seed", "4"]) == 3
+    assert "begun with seed 0, not 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["train"], 2, "--output"),
+        (["train", "-o", "run", "--lr", "fast"], 2, "not a valid float"),
+        (["train", "-o", "run", "--model-args", "widths"], 2, "KEY=VALUE"),
+        (["train", "-o", "run", "--resume", "--overwrite"], 2, "contradict"),
+        (["train", "-o", "run", "--resume"], 3, "holds no training run"),
+        (["train", "-o", "run", "--data", "digit"], 3, "did you mean digits"),
+        (["train", "-o", "run", "--model", "resnt"], 3, "did you mean resnet"),
+        (["train", "-o", "d.npz"], 3, "is a file"),
+        (["train", "none.toml", "-o", "run"], 3, "none.toml does not exist"),
+        (["train", "r.toml", "-o", "run", "--epochs", "0"], 3, "epochs is 0"),
+    ],
+)
+def test_wrong_usage_and_bad_input_are_one_sentence(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
+) -> None:
+    assert main(arguments) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("a=1", 1), ("a=0.5", 0.5), ("a=true", True), ("a=1,2", [1, 2]), ("a=[1]", [1]), ("a=x", "x"), ("a=x,y", "x,y")],
+)
+def test_values_of_arguments_are_read_as_json_where_they_are(text: str, value: object) -> None:
+    assert parse_arguments([text]) == {"a": value}
+
+
+@pytest.mark.parametrize("text", ["a", "=1", "a b=1"])
+def test_an_argument_without_a_name_is_wrong_usage(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        parse_arguments([text])

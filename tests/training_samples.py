@@ -1,0 +1,69 @@
+"""Small data sets and networks for the tests of training and export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def write_npz(path: Path, *, count: int = 60, classes: int = 3, side: int = 6, seed: int = 0) -> Path:
+    """An archive of gray images, each class brighter than the one before."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    images = random.integers(0, 100, (count, side, side)) + labels[:, None, None] * 50
+    np.savez(path, x=images.astype(np.uint8), y=labels)
+    return path
+
+
+class TwoHeads(nn.Module):
+    """Two outputs, with a batch norm that is evaluated twice and one that is called as a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3, bias=False)
+        self.bn = nn.BatchNorm2d(4)
+        self.register_buffer("mean", torch.linspace(-1, 1, 4))
+        self.register_buffer("var", torch.linspace(0.5, 2, 4))
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.bn(self.bn(self.conv(x)))
+        y = nn.functional.batch_norm(y, self.get_buffer("mean"), self.get_buffer("var"))
+        return self.linear(y.mean((2, 3))), y
+
+
+def two_heads() -> TwoHeads:
+    return TwoHeads()
+
+
+class BatchBound(nn.Module):
+    """Takes a batch of two and no other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(2, 8).sum(1)
+
+
+def batch_bound() -> BatchBound:
+    return BatchBound()
+
+
+class Float32Inside(nn.Module):
+    """Code that insists on float32, so that it cannot be evaluated in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(x) @ torch.eye(4, dtype=torch.float32)
+
+
+def float32_inside() -> Float32Inside:
+    return Float32Inside()
+
+
+def not_a_module() -> int:
+    return 3
