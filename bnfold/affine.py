@@ -40,10 +40,15 @@ class ChannelAffine:
 
     @staticmethod
     def along(axis: int | None, scale: ArrayLike, shift: ArrayLike) -> ChannelAffine:
-        """An affine from anything that broadcasts to one vector."""
+        """An affine from anything that broadcasts to one vector; uniform where its channels do not differ.
+
+        An affine that treats all channels alike has no axis, and so may go where one along an axis may not.
+        """
         scale, shift = np.broadcast_arrays(
             np.atleast_1d(np.asarray(scale, np.float64)), np.atleast_1d(np.asarray(shift, np.float64))
         )
+        if np.all(scale == scale[:1]) and np.all(shift == shift[:1]):
+            return ChannelAffine(None, scale[:1], shift[:1])
         return ChannelAffine(axis, scale, shift)
 
     @staticmethod

@@ -63,6 +63,16 @@ def ops(model: ir.Model) -> dict[str, int]:
     return dict(counts)
 
 
+def listing(model: ir.Model) -> str:
+    """The nodes of a model, one a line, for the message of a failed test."""
+    return "\n".join(
+        f"{', '.join(str(v.name) for v in node.outputs)} = {node.op_type}"
+        f"({', '.join(f'{v.name}{list(v.shape) if v.shape else str()}' if v else '-' for v in node.inputs)})"
+        for graph in model.graphs()
+        for node in graph
+    )
+
+
 def feeds_of(model: ir.Model, seed: int = 1, batch: int = 2) -> dict[str, Array]:
     """Random inputs of a model; symbolic dimensions get the length ``batch``."""
     random = np.random.default_rng(seed)
@@ -100,7 +110,7 @@ def folded(model: ir.Model, tolerance: float = 1e-10, **choices: Any) -> tuple[i
     assert sum(record.kind is Kind.BATCH_NORM for record in report.records) == norms
     again = copy.clone()
     fold(again, **choices)
-    assert ops(again) == ops(copy), "folding twice changed something more"
+    assert ops(again) == ops(copy), f"folding twice changed something more in\n{listing(copy)}"
     return copy, report
 
 

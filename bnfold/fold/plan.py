@@ -165,6 +165,8 @@ def plan_forward(site: Site, graph: ModelGraph, pending: Pending) -> Plan | Refu
             refusal = _step_forward(consumer, index, value, moving, site, found, graph, pending)
             if refusal:
                 return refusal
+    if len(found.added) > len(site.nodes):
+        return Refusal(Reason.NONZERO_SHIFT, f"{len(found.added)} ops without a bias would need an Add each")
     return found.plan(site, Direction.FORWARD, ChannelAffine.identity())
 
 

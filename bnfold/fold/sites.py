@@ -138,7 +138,7 @@ def _batch_norm_site(
     node: ir.Node, source: ir.Value, parameters: list[Float64Array], graph: ModelGraph
 ) -> Site | Refusal:
     sizes = {array.shape for array in parameters}
-    if len(sizes) != 1 or len(shape := sizes.pop()) != 1:
+    if len(sizes) != 1 or len(shape := sizes.pop()) != 1 or not shape[0]:
         shapes = ", ".join(str(array.shape) for array in parameters)
         return Refusal(Reason.PARAMETERS_INVALID, f"parameters of shapes {shapes} where four equal vectors belong")
     channels = _channels(graph.shapes.shape(source))
