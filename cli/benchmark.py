@@ -146,11 +146,11 @@ def command(
 def _show(out: Output, result: BenchmarkResult) -> None:
     from bnfold.benchmarking.report import (
         LATENCY_COLUMNS,
-        LOADING_COLUMNS,
+        FIGURE_COLUMNS,
         context_sentence,
         control_sentence,
         latency_rows,
-        loading_rows,
+        figure_rows,
     )
 
     for answer in result.sentences():
@@ -158,7 +158,7 @@ def _show(out: Output, result: BenchmarkResult) -> None:
     for cell in result.settings:
         out.show()
         out.show(table(cell.setting.label(), LATENCY_COLUMNS, latency_rows(cell), right=LATENCY_COLUMNS[1:-1]))
-        out.show(table("", LOADING_COLUMNS, loading_rows(result, cell), right=LOADING_COLUMNS[1:]))
+        out.show(table("", FIGURE_COLUMNS, figure_rows(result, cell), right=FIGURE_COLUMNS[1:]))
         if cell.control is not None:
             out.show(_escaped(control_sentence(result, cell)))
     out.detail(_escaped(context_sentence(result)))

@@ -76,7 +76,7 @@ def _markdown(result: BenchmarkResult) -> Iterator[str]:
         yield ""
         yield from _markdown_table(LATENCY_COLUMNS, latency_rows(cell))
         yield ""
-        yield from _markdown_table(LOADING_COLUMNS, loading_rows(result, cell))
+        yield from _markdown_table(FIGURE_COLUMNS, figure_rows(result, cell))
         if cell.control is not None:
             yield ""
             yield control_sentence(result, cell)
@@ -98,10 +98,10 @@ def _escape(text: str) -> str:
 
 
 #: The headings of :func:`latency_rows`.
-LATENCY_COLUMNS = ("model", "median", "p90", "p99", "infer/s", "speed-up (95 %)", "verdict")
+LATENCY_COLUMNS = ("model", "median", "p90", "p99", "speed-up (95 %)", "verdict")
 
-#: The headings of :func:`loading_rows`.
-LOADING_COLUMNS = ("model", "session", "speed-up (95 %)", "first run", "peak memory", "file", "nodes")
+#: The headings of :func:`figure_rows`.
+FIGURE_COLUMNS = ("model", "infer/s", "session", "speed-up (95 %)", "first run", "peak memory", "file", "nodes")
 
 
 def latency_rows(cell: SettingResult) -> list[tuple[str, ...]]:
@@ -124,17 +124,17 @@ def _latency_row(candidate: CandidateResult) -> tuple[str, ...]:
         "–" if median is None else _with_reach(median),
         "–" if p90 is None else duration(p90.estimate),
         "–" if p99 is None else duration(p99.estimate),
-        f"{candidate.throughput:,.4g}" if candidate.throughput < 1000 else f"{candidate.throughput:,.0f}",
         "–" if comparison is None else _speedup(comparison.speedup),
         "baseline" if comparison is None else _SHORT[comparison.verdict],
     )
 
 
-def loading_rows(result: BenchmarkResult, cell: SettingResult) -> list[tuple[str, ...]]:
-    """What each candidate costs before its steady state, as text."""
+def figure_rows(result: BenchmarkResult, cell: SettingResult) -> list[tuple[str, ...]]:
+    """What else there is to know of each candidate, as text."""
     return [
         (
             candidate.label,
+            _rate(candidate.throughput),
             duration(candidate.creation.median),
             "–" if candidate.creation_comparison is None else _speedup(candidate.creation_comparison.speedup),
             duration(candidate.first_run.median),
@@ -144,6 +144,10 @@ def loading_rows(result: BenchmarkResult, cell: SettingResult) -> list[tuple[str
         )
         for subject, candidate in zip(result.subjects, cell.candidates, strict=True)
     ]
+
+
+def _rate(value: float) -> str:
+    return _three_digits(value) if value < 1000 else f"{value:,.0f}"
 
 
 def _with_reach(interval: Interval) -> str:

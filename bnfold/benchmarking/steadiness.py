@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 #: Fewer samples than this say nothing about a trend.
 MINIMUM_SAMPLES = 6
@@ -38,7 +39,7 @@ class Trend:
         return abs(self.change) <= max(_NEGLIGIBLE, _STANDARD_ERRORS * self.standard_error)
 
 
-def trend(latencies: Sequence[float]) -> Trend | None:
+def trend(latencies: Sequence[float] | NDArray[np.float64]) -> Trend | None:
     """The trend over consecutive samples, or None if they are fewer than :data:`MINIMUM_SAMPLES`.
 
     ``log latency = a + b·i`` by least squares over the medians of consecutive bins.
