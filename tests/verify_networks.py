@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 ONNX_TYPES = {
+    "bfloat16": TensorProto.BFLOAT16,
     "float16": TensorProto.FLOAT16,
     "float32": TensorProto.FLOAT,
     "float64": TensorProto.DOUBLE,
@@ -69,7 +71,7 @@ class Network:
     def model(self, folded: bool, damage=None) -> onnx.ModelProto:
         """The network with its batch norms, or folded; ``damage(index, weight, bias)`` may change a folded layer."""
         nodes, constants = [], []
-        numpy_type = np.dtype(self.dtype)
+        numpy_type = np.dtype(getattr(ml_dtypes, self.dtype, self.dtype))
 
         def constant(name, array):
             constants.append(numpy_helper.from_array(np.asarray(array).astype(numpy_type), name))
@@ -124,7 +126,7 @@ class Network:
 
 def linear(random, op, channels, features, *, kernel=3, groups=1, bias=None, dtype="float32", **attributes):
     """A layer with weights of He's scale and statistics that roughly fit its output."""
-    numpy_type = np.dtype(dtype)
+    numpy_type = np.dtype(getattr(ml_dtypes, dtype, dtype))
     rank = 2
     if op == "Conv":
         shape = (features, channels // groups, *(kernel,) * rank)
@@ -227,6 +229,8 @@ def resnet50() -> Network:
             layer("Conv", width, width * 4, kernel=1)
             channels = width * 4
             if block:
+                # As in training: a residual branch starts small, or the activations grow from block to block.
+                steps[-1].gamma = steps[-1].gamma * np.float32(0.2)
                 steps.append("add")
             steps.append(("Relu", {}))
     steps += [("GlobalAveragePool", {}), ("Flatten", {})]

@@ -42,7 +42,7 @@ class FeedResult:
         for run in JUDGED:
             if run in self.metrics:
                 bound = self.bound_float64 if run == "candidate_float64" else self.bound_runtime
-                error = self.metrics[run].max_abs
+                error = math.inf if self.metrics[run].non_finite else self.metrics[run].max_abs
                 ratios.append(error / bound if bound > 0 else math.inf if error > 0 else 0.0)
         return max(ratios)
 
