@@ -58,8 +58,13 @@ def command(out: Output, recipe: Path | None, **given: Any) -> None:
     if os.environ.get("RANK", "0") != "0":  # another worker of torchrun speaks for all
         out.quiet, out.as_json = True, False
     options = _options(recipe, given)
-    with out.progress() as progress:
-        result = train(options, progress)
+    try:
+        with out.progress() as progress:
+            result = train(options, progress)
+    except KeyboardInterrupt:
+        if (Path(options.output) / "checkpoint.safetensors").exists():
+            out.warn(f"stopped after a checkpoint; go on with: bnfold train --resume -o {options.output}")
+        raise
     _show(out, result)
     out.document(result.to_json())
 

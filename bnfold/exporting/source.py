@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ def _network(
 ) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        module = build(name, **arguments)
+        module = copy.deepcopy(build(name, **arguments))  # a factory may hand out a network of the caller's
     if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters()):
         raise InputError(f"{name} has lazy modules, whose weights have no shape yet; build it with all shapes given")
     if weights is not None:
