@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.affine import ChannelAffine
+from bnfold.fold.affine_ops import expressible
 from bnfold.fold.commute import RULES, OpView
 from bnfold.fold.linear import LINEAR_OPS, Linear
 from bnfold.fold.report import Direction, Reason, Refusal
@@ -238,22 +239,9 @@ def _combined(
     if not isinstance(following, Site) or following.source is not source:
         return None
     combined = moving.then(following.affine)
-    if combined is None or not combined.is_finite or not _expressible(node.op_type, combined):
+    if combined is None or not combined.is_finite or not expressible(node.op_type, combined):
         return None
     return combined
-
-
-def _expressible(op_type: str, affine: ChannelAffine) -> bool:
-    """Whether one op of this type still can hold the affine, so that no op is added anywhere."""
-    match op_type:
-        case "Add":
-            return not affine.has_scale
-        case "Mul":
-            return not affine.has_shift
-        case "BatchNormalization":
-            return affine.axis in (1, None)
-        case _:
-            return False
 
 
 def _consumer_not_linear(node: ir.Node) -> Refusal:
