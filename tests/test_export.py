@@ -102,6 +102,14 @@ def test_a_clean_export_holds_no_constant_subgraphs_no_paths_and_readable_names(
     assert {len(node.input) for node in graph.node if node.op_type == "Conv"} == {2}
 
 
+def test_flattening_becomes_one_reshape_with_an_open_batch(tmp_path: Path) -> None:
+    export("mlp", tmp_path / "m.onnx", _options(model_args={"in_features": 128, "widths": [4]}))
+    assert _op_types(tmp_path / "m.onnx") == ["Reshape", "Gemm", "BatchNormalization", "Relu", "Gemm"]
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    (shape,) = (tensor for tensor in graph.initializer if tensor.name == graph.node[0].input[1])
+    assert onnx.numpy_helper.to_array(shape).tolist() == [-1, 128]
+
+
 def test_a_raw_export_is_what_torch_wrote(run_folder: Path, tmp_path: Path) -> None:
     result = export(run_folder, tmp_path / "m.onnx", ExportOptions(clean=False))
     assert result.batch_norms == 6
@@ -282,6 +290,7 @@ def test_a_file_of_weights_needs_a_name_and_a_shape(weight_files: Path, name: st
         ("resnet", {"model": "vgg"}, InputError, "names a network itself"),
         ("resnet", {"input_shape": (3, 8, 8)}, InputError, "does not take an input"),
         ("resnet", {"model_args": {"depth": 4}}, InputError, "cannot be built"),
+        ("torch.nn:LazyLinear", {"model_args": {"out_features": 4}}, InputError, "lazy modules"),
         ("w.safetensors", {"model": "vgg"}, CheckpointError, "has no tensor features"),
         ("w.safetensors", {"model": "resnet", "weights": "w.pt"}, InputError, "leave out the other"),
         ("w.pt", {"model": "resnet", "model_args": {**_SMALL, "widths": [5, 6]}}, CheckpointError, "conv.weight"),

@@ -3,11 +3,14 @@
 1. Constant sub-graphs become initializers (``Expand(CastLike(0, x), Shape(w))`` for an absent bias, and the
    like). Batch norm is not folded.
 2. The zeros that stand for the bias of a convolution without one go.
-3. Nodes and initializers that nothing uses go.
-4. A node is called after its module, ``/stages/0/bn1/BatchNormalization``, and so is its output; a module's
+3. A Reshape to a computed shape of which one size is open, as ``flatten(1)`` becomes, takes a constant
+shape with
+   −1 there: the number of elements decides that size either way.
+4. Nodes and initializers that nothing uses go.
+5. A node is called after its module, ``/stages/0/bn1/BatchNormalization``, and so is its output; a module's
 weights
    keep the names of its state dict.
-5. Notes that torch leaves at each node, file paths of this machine among them, go.
+6. Notes that torch leaves at each node, file paths of this machine among them, go.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
+import numpy as np
 import onnx_ir as ir
 from onnxscript import optimizer
 
@@ -27,6 +31,7 @@ def clean_model(model: ir.Model) -> None:
     weights = frozenset(model.graph.initializers)
     optimizer.fold_constants(model)
     _drop_zero_biases(model, weights)
+    _fix_reshapes(model)
     optimizer.remove_unused_nodes(model)
     _name_after_modules(model)
     for node in model.graph.all_nodes():
@@ -52,6 +57,28 @@ def _drop_zero_biases(model: ir.Model, weights: frozenset[str]) -> None:
             node.resize_inputs(2)
 
 
+def _fix_reshapes(model: ir.Model) -> None:
+    """Give each Reshape whose result has one open size, and none that is 0, a constant shape."""
+    for node in model.graph:
+        shape = node.outputs[0].shape if node.op_type == "Reshape" and node.domain == "" else None
+        target = node.inputs[1] if shape is not None else None
+        if shape is None or target is None or target.const_value is not None:
+            continue
+        sizes = [size if isinstance(size, int) else -1 for size in shape]
+        if sizes.count(-1) > 1 or 0 in sizes:
+            continue
+        name = _fresh(f"{node.outputs[0].name}_shape", set(model.graph.initializers))
+        constant = ir.Value(
+            name=name,
+            shape=ir.Shape([len(sizes)]),
+            type=ir.TensorType(ir.DataType.INT64),
+            const_value=ir.tensor(np.array(sizes, dtype=np.int64), name=name),
+        )
+        model.graph.register_initializer(constant)
+        node.replace_input_with(1, constant)
+        node.attributes.pop("allowzero", None)  # no size is 0
+
+
 def _forget(notes: dict[str, str]) -> None:
     for key in [key for key in notes if key.startswith(_TORCH_NOTES)]:
         del notes[key]
@@ -75,7 +102,7 @@ def _scope(node: ir.Node) -> Iterator[str]:
         scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
     except (ValueError, SyntaxError):
         return
-    if len(scopes) > 1:
+    if len(scopes) > 1 and not str(scopes[-2]).startswith("_empty_nn_module"):  # torch's word for "none"
         yield from (part for part in str(scopes[-2]).split(".") if part)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LOWEST_NATIVE_OPSET = 18
 
 #: Loggers of the exporter that tell of things nobody asked for (torchvision that is not installed).
-_NOISY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+_NOISY_LOGGERS = ("torch.fx", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 _BATCH_NORMS = frozenset(
     (

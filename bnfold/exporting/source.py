@@ -109,9 +109,13 @@ def _network(
 ) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        module = copy.deepcopy(build(name, **arguments))  # a factory may hand out a network of the caller's
-    if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters()):
+        built = build(name, **arguments)
+    if any(nn.parameter.is_lazy(parameter) for parameter in built.parameters()):
         raise InputError(f"{name} has lazy modules, whose weights have no shape yet; build it with all shapes given")
+    try:
+        module = copy.deepcopy(built)  # a factory may hand out a network of the caller's
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"the network {name} cannot be copied: {' '.join(str(error).split())[:200]}") from error
     if weights is not None:
         apply_weights(module, load_weights(weights), weights)
     metadata = {key: json.dumps(document, allow_nan=False) for key, document in documents.items()}
