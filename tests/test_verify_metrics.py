@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -90,3 +92,10 @@ def test_large_values_do_not_overflow():
 
 def test_an_empty_output_has_no_difference():
     assert compare(np.zeros((0, 3)), np.zeros((0, 3))).max_abs == 0
+
+
+def test_a_difference_too_large_for_a_number_is_json_all_the_same():
+    metrics = compare(np.array([0.0, -1.5e308]), np.array([1e300, 1.5e308]), "float64")
+    assert metrics.ulp_max is None
+    assert metrics.max_abs == np.inf
+    assert json.loads(json.dumps(metrics.to_json(), allow_nan=False))["max_abs"] is None

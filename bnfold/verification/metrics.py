@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any
 
 import ml_dtypes
@@ -40,7 +41,8 @@ class Metrics:
         relative: ``max_abs / scale``; None where the scale is 0.
         cosine: of the angle between both as vectors; None where one of them is 0.
         snr_db: ``10·log10(Σ expected² / Σ difference²)``; None where there is no difference or no signal.
-        ulp_max: the largest difference in units of the last place of the expected value in the data's type.
+        ulp_max: the largest difference in units of the last place of the expected value in the data's type; None
+            where that is too large for a number.
         top1: the fraction of rows with the same largest element, for ``(N, K)`` outputs; else None.
         non_finite: elements that are NaN or infinite in one and not the same in the other.
     """
@@ -57,8 +59,11 @@ class Metrics:
     non_finite: int
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dict."""
-        return asdict(self)
+        """A JSON-ready dict; a number that is not finite is written as None."""
+        return {
+            name: None if isinstance(value, float) and not isfinite(value) else value
+            for name, value in asdict(self).items()
+        }
 
 
 def is_float(array: Array) -> bool:
@@ -90,7 +95,7 @@ def deviation(expected: Array, actual: Array, excused: Array | None = None) -> t
         return (expected != actual).astype(np.float64), 0
     wanted, got = expected.astype(np.float64), actual.astype(np.float64)
     finite = np.isfinite(wanted) & np.isfinite(got)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         difference = np.where(finite, np.abs(wanted - got), 0.0)
     if finite.all():
         return difference, 0
@@ -127,7 +132,7 @@ def compare(expected: Array, actual: Array, dtype: str = "float32", excused: Arr
         relative=largest / scale if scale > 0 else None,
         cosine=_cosine(wanted, got),
         snr_db=_snr(wanted, difference),
-        ulp_max=float((difference / spacing(wanted, dtype)).max()) if difference.size else 0.0,
+        ulp_max=_ulp(wanted, difference, dtype),
         top1=_top1(wanted, got),
         non_finite=strange,
     )
@@ -139,6 +144,14 @@ def spacing(values: Array, dtype: str) -> Array:
     _, exponent = np.frexp(values)
     floored = np.where(values == 0, smallest, np.maximum(exponent - 1, smallest))
     return np.asarray(np.ldexp(1.0, floored - bits))
+
+
+def _ulp(wanted: Array, difference: Array, dtype: str) -> float | None:
+    if not difference.size:
+        return 0.0
+    with np.errstate(over="ignore"):  # where 0 is expected, the last place is the smallest number there is
+        largest = float((difference / spacing(wanted, dtype)).max())
+    return largest if np.isfinite(largest) else None
 
 
 def _cosine(wanted: Array, got: Array) -> float | None:

@@ -157,7 +157,7 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
     return {
         "run": finding.run,
         "ok": finding.ratio <= 1,
-        "error": finding.error,
+        "error": finding.error if math.isfinite(finding.error) else None,
         "bound": finding.bound,
         "ratio": finding.ratio if math.isfinite(finding.ratio) else None,
         "scale": finding.scale,
