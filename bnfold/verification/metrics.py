@@ -169,7 +169,7 @@ def _snr(wanted: Array, difference: Array) -> float | None:
         return None
     signal, noise = wanted.ravel() / top, difference.ravel() / top
     power = float(noise @ noise)
-    return float(10 * np.log10((signal @ signal) / power)) if power > 0 else None
+    return float(10 * np.log10((signal @ signal) / power)) if 0 < power < np.inf else None
 
 
 def _top1(wanted: Array, got: Array) -> float | None:
