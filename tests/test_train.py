@@ -346,8 +346,10 @@ def test_a_signal_leaves_a_checkpoint_that_resumes_to_the_same_bits(tmp_path: Pa
         "warning: stopped after a checkpoint; go on with: bnfold train --resume -o run",
         "bnfold: interrupted",
     ]
-    assert _program("-o", "run", "--resume", "-q", folder=tmp_path).wait(120) == 0
-    assert _program("-o", "whole", "--epochs", "60", "-q", *_RUN, folder=tmp_path).wait(120) == 0
+    for arguments in (("-o", "run", "--resume"), ("-o", "whole", "--epochs", "60", *_RUN)):
+        process = _program(*arguments, "-q", folder=tmp_path)
+        assert process.communicate(timeout=120) == ("", "")
+        assert process.returncode == 0
     _assert_same_weights(tmp_path / "run", tmp_path / "whole")
 
 
