@@ -145,12 +145,12 @@ def command(
 
 def _show(out: Output, result: BenchmarkResult) -> None:
     from bnfold.benchmarking.report import (
-        LATENCY_COLUMNS,
         FIGURE_COLUMNS,
+        LATENCY_COLUMNS,
         context_sentence,
         control_sentence,
-        latency_rows,
         figure_rows,
+        latency_rows,
     )
 
     for answer in result.sentences():

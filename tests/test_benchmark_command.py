@@ -37,18 +37,35 @@ def planted(result: BenchmarkResult, estimate: float, low: float, high: float) -
 
 
 def test_the_answer_comes_first_and_everything_fits_100_columns(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    measured: BenchmarkResult, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    ratio = Comparison(Interval(0.804, 0.71, 0.95), 0.012)
+    latency = dict.fromkeys((50.0, 90.0, 99.0, 99.9), Interval(123e-6, 110e-6, 137e-6))
+    (cell,) = measured.settings
+    first, second = cell.candidates
+    first = replace(first, label="original.onnx", latency=latency)
+    second = replace(second, label="folded.onnx", latency=latency, comparison=ratio, creation_comparison=ratio)
+    subjects = tuple(
+        replace(subject, label=label)
+        for subject, label in zip(measured.subjects, ("original.onnx", "folded.onnx"), strict=True)
+    )
+    cell = replace(cell, candidates=(first, second))
+    result = replace(measured, subjects=subjects, settings=(cell,))
+    monkeypatch.setattr(bnfold.benchmarking, "benchmark", lambda *_: result)
+    assert main(["benchmark", "original.onnx", "folded.onnx"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "folded.onnx is 1.24x faster than original.onnx (95 % interval 1.05 to 1.41)"
+    assert max(map(len, lines)) <= 100
+
+
+def test_every_sample_is_in_the_json_file(tmp_path: Path) -> None:
     models = [str(write(tmp_path / name)) for name in ("original.onnx", "folded.onnx")]
     out = tmp_path / "result.json"
     assert main(["benchmark", *models, *QUICK, "--out", str(out)]) == 0
-    printed = capsys.readouterr().out
-    first = printed.splitlines()[0]
-    assert "folded.onnx" in first
-    assert "original.onnx" in first
-    assert "95 % interval" in first
-    assert max(len(line.rstrip()) for line in printed.splitlines()) <= 100
-    assert json.loads(out.read_text())["settings"][0]["candidates"][0]["launches"]
+    for candidate in json.loads(out.read_text())["settings"][0]["candidates"]:
+        assert candidate["samples"] == sum(
+            len(block) for launch in candidate["launches"] for block in launch["rounds_ns"]
+        )
 
 
 def test_json_is_one_document_on_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,8 +197,9 @@ def test_bad_input_exits_with_3_and_one_sentence(
         ((1.004, 1.002, 1.006), "b is 1.004x slower than a (95 % interval 1.002 to 1.006)"),
         (
             (1.0, 0.95, 1.05),
-            "no difference shown between b and a (95 % interval of the speed-up 0.952 to 1.053)",
+            "no difference shown between b and a (95 % interval of the speed-up 0.95 to 1.05)",
         ),
+        ((1.02, 1.001, 1.04), "b is 1.020x slower than a (95 % interval 1.001 to 1.040)"),
     ],
 )
 def test_the_answer_in_words(ratio: tuple[float, float, float], expected: str) -> None:

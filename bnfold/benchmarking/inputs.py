@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.random import default_rng
 from numpy.typing import NDArray
 
 from bnfold.errors import InputError, ModelError
@@ -156,7 +157,7 @@ def random_inputs(feeds: Sequence[Feed], seed: int) -> dict[str, NDArray[Any]]:
 
 
 def _random(feed: Feed, seed: int) -> NDArray[Any]:
-    generator = np.random.default_rng([seed, *feed.name.encode()])
+    generator = default_rng([seed, *feed.name.encode()])
     dtype = np.dtype(feed.dtype)
     if dtype.kind == "f":
         return generator.standard_normal(feed.shape, dtype=np.float32).astype(dtype)

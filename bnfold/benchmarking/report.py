@@ -155,6 +155,8 @@ def _with_reach(interval: Interval) -> str:
 
 
 def _speedup(interval: Interval) -> str:
+    if interval.high > 10 * interval.low:
+        return f"{interval.estimate:.2f}x (too wide)"
     return f"{interval.estimate:.2f}x ({interval.low:.2f}–{interval.high:.2f})"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -244,9 +244,10 @@ def sentence(label: str, baseline: str, comparison: Comparison) -> str:
 
 
 def _digits(interval: Interval) -> tuple[str, str, str]:
-    """The three numbers with two decimals, or with as many as keep a narrow interval from looking empty."""
-    values: Sequence[float] = (interval.low, interval.estimate, interval.high)
-    decimals = 2 if interval.high - interval.low >= 0.02 and abs(interval.estimate - 1) >= 0.02 else 3
+    """Low, estimate and high with two decimals, or three where two would hide the width or which side of 1."""
+    values = (interval.low, interval.estimate, interval.high)
+    hides = any(round(value, 2) == 1 and value != 1 for value in (interval.low, interval.high))
+    decimals = 3 if hides or interval.high - interval.low < 0.02 else 2
     low, estimate, high = (f"{value:.{decimals}f}" for value in values)
     return low, estimate, high
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
+from numpy.random import default_rng  # here, since numpy loads it late: a launch is no time to import
 
 #: A sample is at least this long, in ns, so that reading the clock does not show in it.
 MINIMUM_SAMPLE_NS = 100_000
@@ -40,7 +40,7 @@ def rounds(candidates: int, seed: Sequence[int]) -> Iterator[tuple[int, ...]]:
         candidates: how many there are.
         seed: any non-negative integers.
     """
-    generator = np.random.default_rng(list(seed))
+    generator = default_rng(list(seed))
     while True:
         order = tuple(int(index) for index in generator.permutation(candidates))
         yield order
