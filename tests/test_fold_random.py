@@ -126,7 +126,7 @@ def batch_norm(b: Builder) -> None:
 def binary(b: Builder) -> None:
     value, shape = b.pick()
     op_type = b.draw(st.sampled_from(["Add", "Sub", "Mul", "Div"]))
-    axes = [axis for axis in range(1, len(shape))]
+    axes = list(range(1, len(shape)))
     kind = b.draw(st.sampled_from(["scalar", "axis", "row", "two axes"]))
     dims = [1] * len(shape)
     chosen = {"scalar": [], "axis": [b.draw(st.sampled_from(axes))], "row": [len(shape) - 1], "two axes": axes[-2:]}[

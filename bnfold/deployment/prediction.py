@@ -24,7 +24,11 @@ from bnfold.training.dataset import Normalization, top1_accuracy
 #: What predictions can be written as.
 OUTPUT_SUFFIXES = (".csv", ".jsonl")
 
-_ORT_DTYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
+_ORT_DTYPES: Mapping[str, type[np.floating[Any]]] = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+}
 
 
 @dataclass(frozen=True)

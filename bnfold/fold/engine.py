@@ -180,7 +180,7 @@ def _drop_identity(run: _Run, site: Site) -> bool:
 
 
 def _apply(run: _Run, plan: Plan) -> bool:
-    """Carry out a plan: the one place where folding changes the graph. Whether it could be written; if not, no change."""
+    """Carry out a plan, the one place where folding changes the graph; False, and no change, if it cannot."""
     site, graph = plan.site, run.graph
     remainder = None
     if not plan.remainder.is_identity:

@@ -127,7 +127,14 @@ def latency_distributions(samples: Mapping[str, NDArray[np.float64]]) -> str:
     axes = _axes(figure, 1, 1, 1)
     for colour, (label, values) in zip(COLOURS, samples.items(), strict=False):
         inside = np.clip(values, edges[0], edges[-1])
-        axes.hist(inside, edges, weights=np.full(len(inside), 100 / len(inside)), color=colour, alpha=0.55, label=label)
+        axes.hist(
+            inside,
+            edges.tolist(),
+            weights=np.full(len(inside), 100 / len(inside)),
+            color=colour,
+            alpha=0.55,
+            label=label,
+        )
         axes.axvline(float(np.median(values)), color=colour, linewidth=1.6)
     axes.set(
         xlabel="latency of one run (ms); lines are medians, the last bin holds all slower runs", ylabel="% of runs"
