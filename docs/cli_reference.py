@@ -20,7 +20,7 @@ This page is generated from `--help`; do not edit it.
 
 def reference() -> str:
     """The page's text."""
-    parent = click.Context(bnfold, info_name="bnfold")
+    parent = click.Context(bnfold, info_name="bnfold", **bnfold.context_settings)
     parts = [HEAD]
     for name in COMMANDS:
         command = bnfold.get_command(parent, name)
