@@ -98,7 +98,7 @@ def test_the_interval_alone_keeps_its_promise_without_a_control(name: str) -> No
 
 @pytest.mark.parametrize(
     ("name", "slowdown"),
-    [("quiet", 0.03), ("drift", 0.03), ("outliers", 0.05), ("few launches", 0.05), ("layout bias", 0.08)],
+    [("quiet", 0.03), ("drift", 0.03), ("outliers", 0.03), ("few launches", 0.05), ("layout bias", 0.08)],
 )
 def test_a_planted_slowdown_is_found(name: str, slowdown: float) -> None:
     found = verdicts(MACHINES[name], slowdown, 100)
@@ -194,14 +194,14 @@ def test_percentiles_are_those_of_all_samples_and_lie_inside_their_intervals() -
 def test_a_median_s_interval_covers_the_true_median() -> None:
     generator = np.random.default_rng(7)
     covered = 0
-    for trial in range(150):
+    for trial in range(80):
         launches = [
             [np.exp(bias + generator.normal(0, 0.1, 30)) for _ in range(6)] for bias in generator.normal(0, 0.05, 5)
         ]
         (median,) = percentiles(launches, (50.0,), seed=trial)
         assert median is not None
         covered += median.low <= 1 <= median.high
-    assert covered >= 0.91 * 150
+    assert covered >= 0.9 * 80
 
 
 @pytest.mark.parametrize(
