@@ -16,8 +16,8 @@ from bnfold.session import PROVIDERS, SessionOptions, create_session, run_sessio
 
 #: What each extra brings, and for which commands; see pyproject.toml.
 _EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
-    "cpu": (("onnxruntime",), "verify, benchmark and predict on the CPU"),
-    "cuda": (("onnxruntime-gpu",), "verify, benchmark and predict on CUDA"),
+    "cpu": (("onnxruntime", "scipy"), "verify, benchmark and predict on the CPU"),
+    "cuda": (("onnxruntime-gpu", "scipy"), "verify, benchmark and predict on CUDA"),
     "train": (("torch", "onnxscript", "safetensors", "scikit-learn", "pillow"), "train and export"),
     "plot": (("matplotlib", "jinja2"), "HTML reports with plots"),
 }
@@ -140,9 +140,9 @@ def _advice(packages: tuple[Package, ...]) -> list[str]:
         )
     runtimes = {"onnxruntime", "onnxruntime-gpu"}
     for extra, (names, purpose) in _EXTRAS.items():
-        if set(names) <= runtimes and installed & runtimes:
-            continue  # one of the two is enough, and never both
-        missing = [name for name in names if name not in installed]
+        # One of the two runtimes is enough, and never both.
+        present = installed | runtimes if installed & runtimes else installed
+        missing = [name for name in names if name not in present]
         if missing:
             advice.append(f"to {purpose}: pip install 'bnfold[{extra}]' (missing: {', '.join(missing)})")
     return advice

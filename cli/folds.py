@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 #: How each fate is shown: a word for those who see no colour, a colour for those who do.
 _COLOURS = {"folded": "green", "collapsed": "yellow", "kept": "red"}
+_WOULD = {"folded": "folds", "collapsed": "collapses", "kept": "stays"}
 
 
 def show_folds(output: Output, report: FoldReport, *, tense: str) -> None:
@@ -24,7 +25,8 @@ def show_folds(output: Output, report: FoldReport, *, tense: str) -> None:
     from rich.text import Text
 
     def fate(record: FoldRecord) -> Text:
-        return Text(record.fate, style=_COLOURS[record.fate])
+        word = _WOULD[record.fate] if tense == "would" else record.fate
+        return Text(word, style=_COLOURS[record.fate])
 
     if report.records:
         columns = ["node", "op", "channels", "fate", "how, or why not", "ORT alone"]
@@ -55,7 +57,7 @@ def summary(report: FoldReport, *, tense: str) -> str:
     else:
         gone = sum(record.fate == "folded" for record in norms)
         verb = "fold" if tense == "would" else "folded"
-        sentence = f"{gone} of {len(norms)} batch norms {verb}; {report.batch_norms_after} left."
+        sentence = f"{gone} of {len(norms)} batch norm{'s' * (len(norms) > 1)} {verb}; {report.batch_norms_after} left."
     others = sum(record.fate != "kept" for record in report.records) - sum(r.fate != "kept" for r in norms)
     if others:
         sentence += f" {others} other affine{'s' * (others > 1)} {'go' if tense == 'would' else 'went'} as well."

@@ -66,8 +66,10 @@ def command(
     show_folds(output, result.report, tense="did")
     if report is not None:
         write_fold_report(result, Path(model), Path(report))
-    if result.verification is not None:
-        output.show(f"Verified: {result.verification.sentence}")
+    if result.verification is not None and result.verification.verdict == "nothing proven":
+        output.show("Nothing was proven, because nothing was folded or no output depends on an input.")
+    elif result.verification is not None:
+        output.show(f"Verified: {result.verification.sentence}.")
     if result.path is None:
         output.show(f"[red]{out} was not written: it does not compute the same function.[/]")
         output.answer_no()

@@ -26,7 +26,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,23 +191,11 @@ def _resampled_percentiles(
 def student_t(freedom: int, probability: float = (1 + _CONFIDENCE) / 2) -> float:
     """The quantile of Student's t distribution.
 
-    Exact for 1 and 2 degrees of freedom, else the expansion around the normal quantile (Abramowitz and Stegun
-    26.7.5), which at the default probability is within 0.2 % for 3 degrees and better for more.
-
     Args:
         freedom: degrees of freedom, at least 1.
         probability: the share of the distribution below the quantile.
     """
-    if freedom == 1:
-        return float(np.tan(np.pi * (probability - 0.5)))
-    if freedom == 2:
-        return float((2 * probability - 1) * np.sqrt(2 / (4 * probability * (1 - probability))))
-    z = NormalDist().inv_cdf(probability)
-    terms = (
-        z,
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return float(sum(term / freedom**power for power, term in enumerate(terms)))
+    # Imported here: it takes longer than the rest of bnfold together.
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, probability))
