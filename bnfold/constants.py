@@ -8,9 +8,9 @@ constants alone: exporters write biases as ``Expand(CastLike(0, x), Shape(weight
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -69,16 +69,19 @@ _PURE_OPS = frozenset(
     ]
 )
 
-#: No parameter of a network is larger; a corrupt shape asks for more.
-_MAX_ELEMENTS = 1 << 28
+#: Computed constants may always have this many elements, and four times what the file itself stores. A corrupt or
+#: hostile shape asks for more: a kilobyte of Expand or Concat can name a terabyte.
+_MIN_LIMIT = 1 << 24
 
 
 class Constants:
     """Evaluates constant values of one model, each at most once."""
 
-    def __init__(self, model: ir.Model, shapes: ShapeTable) -> None:
+    def __init__(self, model: ir.Model, shapes: ShapeTable, opset: int) -> None:
         self._ir_version = model.ir_version
-        self._opset = model.opset_imports.get("", 1)
+        self._opset = opset
+        stored = sum(v.const_value.size for g in model.graphs() for v in g.initializers.values() if v.const_value)
+        self._limit = max(_MIN_LIMIT, 4 * stored)
         self._shapes = shapes
         self._evaluated: dict[ir.Value, Array | None] = {}
 
@@ -109,6 +112,11 @@ class Constants:
         if value not in self._evaluated:
             self._evaluate_with_ancestors(value)
         return self._evaluated[value]
+
+    def floats(self, value: ir.Value) -> Array | None:
+        """The same, or None where it is not of a real floating-point type."""
+        array = self.array(value)
+        return array if array is not None and is_float(array) else None
 
     def _evaluate_with_ancestors(self, value: ir.Value) -> None:
         """Evaluate ``value`` after all that it depends on, with a stack: chains may be deeper than Python's."""
@@ -161,9 +169,31 @@ class Constants:
             if array is None or value.name is None:
                 return None
             arrays[value.name] = array
-        if _result_elements(node, arrays) > _MAX_ELEMENTS:
+        if self._result_elements(node, arrays) > self._limit:
             return None
         return _run_node(node, arrays, self._opset)[output.index() or 0]
+
+    def _result_elements(self, node: ir.Node, arrays: dict[str, Array]) -> float:
+        """How many elements the node will make at most, as far as can be told before it runs."""
+        operands = [arrays[value.name] for value in node.inputs if value is not None and value.name is not None]
+        try:
+            match node.op_type:
+                case "ConstantOfShape":
+                    return math.prod(int(n) for n in operands[0].ravel())
+                case "Expand":
+                    return math.prod(max(int(n), 1) for n in operands[1].ravel()) * operands[0].size
+                case "Tile":
+                    return math.prod(int(n) for n in operands[1].ravel()) * operands[0].size
+                case "Range":
+                    start, limit, step = (float(operand.item()) for operand in operands)
+                    return abs((limit - start) / step)
+                case "Gather":
+                    return operands[1].size * operands[0].size
+                case "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Where" | "Min" | "Max" | "Sum":
+                    return math.prod(np.broadcast_shapes(*(operand.shape for operand in operands)))
+        except (ValueError, ArithmeticError, TypeError):
+            return math.inf  # malformed, so that it would not run either
+        return sum(operand.size for operand in operands)
 
     def _shape(self, node: ir.Node) -> Array | None:
         source = node.inputs[0]
@@ -185,28 +215,15 @@ class Constants:
             return array.astype(dtype.numpy())
 
 
+def is_float(array: Array) -> bool:
+    """Whether the elements are real floating-point numbers, bfloat16 included."""
+    return array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
+
+
 def _static(dims: tuple[Any, ...] | None) -> tuple[int, ...] | None:
     if dims is None or not all(isinstance(dim, int) for dim in dims):
         return None
     return dims
-
-
-def _result_elements(node: ir.Node, arrays: dict[str, Array]) -> int:
-    """How many elements the node will make, where that follows from a constant and not from its inputs' sizes."""
-
-    def operand(index: int) -> Array:
-        value = node.inputs[index]
-        assert value is not None
-        assert value.name is not None
-        return arrays[value.name]
-
-    rules: dict[str, Callable[[], int]] = {
-        "ConstantOfShape": lambda: math.prod(int(n) for n in operand(0).ravel()),
-        "Expand": lambda: math.prod(max(int(n), 1) for n in operand(1).ravel()) * operand(0).size,
-        "Tile": lambda: math.prod(int(n) for n in operand(1).ravel()) * operand(0).size,
-        "Range": lambda: math.ceil(abs((operand(1).item() - operand(0).item()) / (operand(2).item() or 1))),
-    }
-    return rules[node.op_type]() if node.op_type in rules else 0
 
 
 def _run_node(node: ir.Node, arrays: dict[str, Array], opset: int) -> list[Array | None]:
@@ -222,7 +239,7 @@ def _run_node(node: ir.Node, arrays: dict[str, Array], opset: int) -> list[Array
         with np.errstate(all="ignore"):
             results = ReferenceEvaluator(model).run(None, arrays)
     # The reference implementation has no exception class of its own: a malformed constant shows as any of these.
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError):
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError, MemoryError):
         return [None] * len(proto.output)
     found = iter(results)
     return [np.asarray(next(found)) if name else None for name in proto.output]

@@ -6,6 +6,7 @@ constant is never changed in place; a model of IR version 3, where every initial
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,21 +42,19 @@ class ModelGraph:
 
     Attributes:
         model: the model that is edited.
+        opset: version of the default operator set.
         shapes: the shape and dtype of each value; edits leave both as they are.
         constants: which values cannot change, and what they are.
     """
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
+        self.opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1))
         self.shapes = infer_shapes(model)
-        self.constants = Constants(model, self.shapes)
-        self._names = {value.name for value in _values(model) if value.name}
-        self._node_names = {node.name for graph in model.graphs() for node in graph if node.name}
-
-    @property
-    def opset(self) -> int:
-        """Version of the default operator set."""
-        return self.model.opset_imports.get("", self.model.opset_imports.get("ai.onnx", 1))
+        self.constants = Constants(model, self.shapes, self.opset)
+        # Counted, because scopes beside each other may use one name each for something else.
+        self._names = Counter(value.name for value in _values(model) if value.name)
+        self._node_names = Counter(node.name for graph in model.graphs() for node in graph if node.name)
 
     def nodes(self) -> Iterator[ir.Node]:
         """Every node, those of subgraphs included, each graph in its own order."""
@@ -127,12 +126,14 @@ class ModelGraph:
         name = output.name
         if output.is_graph_output():
             source.type, source.shape = output.type, output.shape
-        output.replace_all_uses_with(source, replace_graph_outputs=True)
+        for node in nodes:  # the values in between may have readers too, that look at their shape
+            node.outputs[0].replace_all_uses_with(source, replace_graph_outputs=True)
         self.remove(nodes)
         if rename:
             output.name = None
             source.name = name
             source.metadata_props.update(output.metadata_props)
+            source.doc_string = output.doc_string or source.doc_string
 
     def replace(self, nodes: Sequence[ir.Node], source: ir.Value, output: ir.Value, new: NewOp) -> ir.Node:
         """Put one new node in the place of a chain that led from ``source`` to ``output``, and return it."""
@@ -206,19 +207,19 @@ class ModelGraph:
         if value.is_graph_input():  # IR version 3
             graph.inputs.remove(value)
         del graph.initializers[value.name]
-        self._names.discard(value.name)
+        self._names[value.name] -= 1
 
 
 def _is_dead(node: ir.Node) -> bool:
     return not any(output.uses() or output.is_graph_output() for output in node.outputs)
 
 
-def _fresh(wish: str, taken: set[str]) -> str:
+def _fresh(wish: str, taken: Counter[str]) -> str:
     name, count = wish, 0
-    while name in taken:
+    while taken[name] > 0:
         count += 1
         name = f"{wish}_{count}"
-    taken.add(name)
+    taken[name] += 1
     return name
 
 
@@ -240,11 +241,24 @@ def in_default_domain(node: ir.Node) -> bool:
     return node.domain in DEFAULT_DOMAINS
 
 
-def sole_user(value: ir.Value) -> ir.Node | None:
+def readers(value: ir.Value) -> list[tuple[ir.Node, int]]:
+    """The nodes that read the elements of ``value``, each with the index of its input.
+
+    Shape and Size are not among them: no affine changes what they see.
+    """
+    return [
+        (node, index)
+        for node, index in value.uses()
+        if not (node.op_type in ("Shape", "Size") and in_default_domain(node))
+    ]
+
+
+def sole_reader(value: ir.Value) -> ir.Node | None:
     """The node that alone reads ``value``, once; None where the value is also an output or has other readers."""
-    if value.is_graph_output() or len(value.uses()) != 1:
+    if value.is_graph_output():
         return None
-    return next(iter(value.uses())).node
+    found = readers(value)
+    return found[0][0] if len(found) == 1 else None
 
 
 def label(node: ir.Node) -> str:

@@ -39,65 +39,83 @@ def load_model(path: StrPath) -> ir.Model:
         raise ModelError(f"{source} cannot be read: {error.strerror or error}") from error
     if not proto.HasField("graph") or not proto.opset_import:
         raise ModelError(f"{source} is not an ONNX model: it holds no graph")
-    _check_opset(proto, source)
-    check_model(proto, source)
-    model = _deserialize(proto, source)
+    _check_supported(proto, str(source))
+    model = _deserialize(proto, str(source))
     ir.external_data.set_base_dir(model.graph, source.parent)
     for tensor in external_tensors(model):
         _check_external(tensor, source)
+    check_model(source, str(source))  # by its path, so that external data is looked for beside the model
     return model
 
 
-def _check_opset(proto: onnx.ModelProto, source: Path) -> None:
-    known = onnx.defs.onnx_opset_version()
-    for entry in proto.opset_import:
-        if entry.domain in ("", "ai.onnx") and not 1 <= entry.version <= known:
-            raise ModelError(
-                f"{source} uses version {entry.version} of the ONNX operators, and the installed onnx knows up to "
-                f"{known}; upgrade onnx, or export with a lower opset"
-            )
+def from_proto(proto: onnx.ModelProto) -> ir.Model:
+    """A model in memory as onnx-ir's, checked like one from a file.
+
+    Raises:
+        ModelError: the model breaks the ONNX specification, or refers to external data.
+    """
+    label = "the model in memory"
+    _check_supported(proto, label)
+    model = _deserialize(proto, label)
+    if next(external_tensors(model), None) is not None:
+        raise ModelError(f"{label} keeps weights in another file; load them, or give the model's path")
+    check_model(proto, label)
+    return model
 
 
-def check_model(proto: onnx.ModelProto, source: StrPath) -> None:
+def check_model(model: onnx.ModelProto | Path, label: str) -> None:
     """Hold a model against the ONNX specification.
 
     Args:
-        proto: the model; its external data is not looked at.
-        source: what to call the model in an error.
+        model: a model in memory, or the path of one, whose external data is then looked for beside it.
+        label: what to call the model in an error.
 
     Raises:
         ModelError: the model breaks the specification.
     """
     try:
-        onnx.checker.check_model(_without_external_data(proto))
+        onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:
         first_line = str(error).strip().partition("\n")[0]
-        raise ModelError(f"{source} is not a valid ONNX model: {first_line}") from error
+        raise ModelError(f"{label} is not a valid ONNX model: {first_line}") from error
 
 
-def _without_external_data(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The same model with its external tensors turned into inputs' worth of nothing.
-
-    The checker wants to open external files relative to the working folder; bnfold has checked them already.
-    """
-    if not any(onnx.external_data_helper.uses_external_data(t) for t in proto.graph.initializer):
-        return proto
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    for tensor in copy.graph.initializer:
-        if onnx.external_data_helper.uses_external_data(tensor):
-            tensor.ClearField("external_data")
-            tensor.ClearField("data_location")
-            tensor.ClearField("dims")
-            tensor.dims.append(0)
-    return copy
+def _check_supported(proto: onnx.ModelProto, label: str) -> None:
+    known = onnx.defs.onnx_opset_version()
+    for entry in proto.opset_import:
+        if entry.domain in ("", "ai.onnx") and not 1 <= entry.version <= known:
+            raise ModelError(
+                f"{label} uses version {entry.version} of the ONNX operators, and the installed onnx knows up to "
+                f"{known}; upgrade onnx, or export with a lower opset"
+            )
+    if _has_sparse_tensors(proto):
+        raise ModelError(f"{label} holds sparse tensors, which bnfold does not read; store them as dense ones")
 
 
-def _deserialize(proto: onnx.ModelProto, source: Path) -> ir.Model:
+def _has_sparse_tensors(proto: onnx.ModelProto) -> bool:
+    sparse = (onnx.AttributeProto.SPARSE_TENSOR, onnx.AttributeProto.SPARSE_TENSORS)
+    graphs = [proto.graph]
+    nodes = [node for function in proto.functions for node in function.node]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            if graph.sparse_initializer:
+                return True
+            nodes.extend(graph.node)
+            continue
+        for attribute in nodes.pop().attribute:
+            if attribute.type in sparse:
+                return True
+            graphs.extend([attribute.g] if attribute.HasField("g") else attribute.graphs)
+    return False
+
+
+def _deserialize(proto: onnx.ModelProto, label: str) -> ir.Model:
     try:
         return ir.from_proto(proto)
     except (ir.serde.SerdeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
-        raise ModelError(f"{source} is not a valid ONNX model: {' '.join(str(error).split())[:300]}") from error
+        check_model(proto, label)  # the checker says it better, if it finds it too
+        raise ModelError(f"{label} is not a valid ONNX model: {' '.join(str(error).split())[:300]}") from error
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
@@ -150,16 +168,9 @@ def save_model(model: ir.Model, path: StrPath, *, external_data: ExternalData = 
 
 def write_model(model: ir.Model, path: Path, *, external_data: ExternalData = "auto") -> Path:
     """Write a model, and its external data if any, into a folder of one's own; return the model's path."""
-    weights = sum(
-        value.const_value.nbytes
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    )
-    external = external_data == "always" or (external_data == "auto" and weights > _EMBED_LIMIT)
     try:
-        if external:
-            ir.save(model, path, external_data=_data_name(path))
+        if is_external(model, external_data):
+            ir.save(model, path, external_data=data_file(path).name)
         else:
             ir.save(_embedded(model), path)
     except ValueError as error:  # protobuf's own limit
@@ -171,14 +182,23 @@ def write_model(model: ir.Model, path: Path, *, external_data: ExternalData = "a
 
 def publish_model(staged: Path, target: Path) -> None:
     """Move a written model into place: its data first, so that a model that is there is a model that loads."""
-    staged_data = staged.with_name(_data_name(staged))
+    staged_data = data_file(staged)
     if staged_data.exists():
-        publish(staged_data, target.with_name(_data_name(target)))
+        publish(staged_data, data_file(target))
     publish(staged, target)
 
 
-def _data_name(path: Path) -> str:
-    return f"{path.name}.data"
+def data_file(path: Path) -> Path:
+    """Where the external weights of a model at ``path`` go."""
+    return path.with_name(f"{path.name}.data")
+
+
+def is_external(model: ir.Model, choice: ExternalData) -> bool:
+    """Whether the weights of ``model`` go to a file of their own."""
+    if choice != "auto":
+        return choice == "always"
+    stored = (v.const_value for graph in model.graphs() for v in graph.initializers.values())
+    return sum(tensor.nbytes for tensor in stored if tensor is not None) > _EMBED_LIMIT
 
 
 def _embedded(model: ir.Model) -> ir.Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,11 +19,24 @@ from bnfold.fold.linear import LINEAR_OPS
 from bnfold.fold.report import FoldReport
 from bnfold.fold.sites import Selection, is_batch_norm
 from bnfold.graph import label
-from bnfold.model_file import ExternalData, load_model, publish_model, write_model
+from bnfold.model_file import (
+    ExternalData,
+    data_file,
+    external_tensors,
+    from_proto,
+    is_external,
+    load_model,
+    publish_model,
+    write_model,
+)
 from bnfold.progress import Progress, silent
 
 if TYPE_CHECKING:
     from bnfold.verification import VerifyOptions, VerifyResult
+
+
+#: What can be optimized: a path, or a model in memory.
+Source = ir.Model | onnx.ModelProto | StrPath
 
 
 @dataclass(frozen=True)
@@ -73,7 +87,7 @@ class OptimizeResult:
 
 
 def optimize(
-    model: ir.Model | StrPath,
+    model: Source,
     output: StrPath | None = None,
     options: OptimizeOptions | None = None,
     progress: Progress = silent,
@@ -81,7 +95,7 @@ def optimize(
     """Fold every batch norm, and every other per-channel affine, that algebra lets fold.
 
     Args:
-        model: an ONNX file, or a model in memory, which stays as it is.
+        model: the path of an ONNX file, or a model in memory (onnx or onnx-ir), which stays as it is.
         output: the file to write; it appears whole, after it was checked and proven, or not at all.
         options: see :class:`OptimizeOptions`.
         progress: told of the proof's progress.
@@ -99,42 +113,70 @@ def optimize(
     if output is None:
         if options.verify is not None:
             raise InputError("a proof compares two files; give an output path, or call bnfold.verify yourself")
-        return OptimizeResult(*_folded(model, options))
+        work = _loaded(model)
+        return OptimizeResult(work, _fold(work, options))
     target = check_output_file(output)
-    if not isinstance(model, ir.Model) and not options.in_place and _same_file(model, target):
+    if _is_input(model, target) and not options.in_place:
         raise OutputError(f"{target} is the input itself; write elsewhere, or ask for it with --in-place")
-    folded, report = _folded(model, options)
+    work = _loaded(model)
+    read_from = {Path(tensor.path).resolve() for tensor in external_tensors(work)}
+    report = _fold(work, options)
+    if not options.in_place and is_external(work, options.external_data) and data_file(target).resolve() in read_from:
+        raise OutputError(
+            f"{data_file(target)} holds the weights of the input, and would be overwritten; choose another name"
+        )
     with staging_folder(target) as folder:
-        staged = write_model(folded, folder / target.name, external_data=options.external_data)
+        staged = write_model(work, folder / target.name, external_data=options.external_data)
         _check_result(staged)
         verification = _proof(model, staged, options, progress)
         if verification is not None and verification.verdict == "mismatch":
-            return OptimizeResult(folded, report, verification)
+            return OptimizeResult(work, report, verification)
         publish_model(staged, target)
-    return OptimizeResult(folded, report, verification, target)
+    return OptimizeResult(work, report, verification, target)
 
 
-def inspect(model: ir.Model | StrPath, options: OptimizeOptions | None = None) -> FoldReport:
+def inspect(model: Source, options: OptimizeOptions | None = None) -> FoldReport:
     """What :func:`optimize` would do to each batch norm, and why not more: the same engine on a copy.
 
     Raises:
         ModelError: the model cannot be loaded.
         InputError: a pattern in ``only`` or ``keep`` matches nothing.
     """
-    return _folded(model, options or OptimizeOptions())[1]
+    return _fold(_loaded(model), options or OptimizeOptions())
 
 
-def _folded(model: ir.Model | StrPath, options: OptimizeOptions) -> tuple[ir.Model, FoldReport]:
-    work = model.clone() if isinstance(model, ir.Model) else load_model(model)
-    _inline(work)
-    if options.freeze_inputs and work.ir_version >= 4:
-        common_passes.RemoveInitializersFromInputsPass()(work)
-    report = fold(work, _selection(work, options))
-    return work, report
+def _fold(model: ir.Model, options: OptimizeOptions) -> FoldReport:
+    """Inline and fold, in place."""
+    _inline(model)
+    if options.freeze_inputs and model.ir_version >= 4:
+        common_passes.RemoveInitializersFromInputsPass()(model)
+    return fold(model, _selection(model, options))
+
+
+def _loaded(model: Source) -> ir.Model:
+    """A model of one's own to edit."""
+    match model:
+        case ir.Model():
+            return model.clone()
+        case onnx.ModelProto():
+            return from_proto(model)
+        case str() | os.PathLike():
+            return load_model(model)
+        case _:
+            raise InputError(
+                f"a {type(model).__name__} is no model; give a path, an onnx.ModelProto or an onnx_ir.Model"
+            )
+
+
+def _may_hold_a_site(node: ir.Node) -> bool:
+    """Whether an op may be an affine or absorb one, once the function's parameters are known."""
+    if is_batch_norm(node) or node.op_type in LINEAR_OPS or node.op_type == "Neg":
+        return True
+    return node.op_type in ("Add", "Sub", "Mul", "Div") and node.inputs[0] is not node.inputs[1]
 
 
 def _inline(model: ir.Model) -> None:
-    """Inline the local functions that hold an op that matters to folding, however deep."""
+    """Inline the local functions that may hold a site, however deep."""
     wanted: set[ir.OperatorIdentifier] = set()
     changed = True
     while changed:
@@ -142,10 +184,7 @@ def _inline(model: ir.Model) -> None:
             identifier
             for identifier, function in model.functions.items()
             if identifier not in wanted
-            and any(
-                is_batch_norm(node) or node.op_type in LINEAR_OPS or node.op_identifier() in wanted
-                for node in function.all_nodes()
-            )
+            and any(_may_hold_a_site(node) or node.op_identifier() in wanted for node in function.all_nodes())
         }
         wanted |= holders
         changed = bool(holders)
@@ -179,8 +218,10 @@ def _selection(model: ir.Model, options: OptimizeOptions) -> Selection:
     return lambda node: node in chosen or node not in made_by_folding
 
 
-def _same_file(model: StrPath, target: Path) -> bool:
-    return target.exists() and Path(model).exists() and target.samefile(model)
+def _is_input(model: Source, target: Path) -> bool:
+    """Whether ``target`` is the file that the model is loaded from."""
+    on_disk = isinstance(model, str | os.PathLike) and target.exists() and Path(model).exists()
+    return on_disk and target.samefile(Path(str(model)))
 
 
 def _check_result(staged: Path) -> None:
@@ -194,15 +235,14 @@ def _check_result(staged: Path) -> None:
         )
 
 
-def _proof(
-    model: ir.Model | StrPath, staged: Path, options: OptimizeOptions, progress: Progress
-) -> VerifyResult | None:
+def _proof(model: Source, staged: Path, options: OptimizeOptions, progress: Progress) -> VerifyResult | None:
     if options.verify is None:
         return None
     from bnfold.verification import verify
 
     try:
-        return verify(model, staged, options.verify, progress)
+        reference = from_proto(model) if isinstance(model, onnx.ModelProto) else model
+        return verify(reference, staged, options.verify, progress)
     except BnfoldError as error:
         raise type(error)(f"the result cannot be proven, so it was not written (--no-verify writes it): {error}") from (
             error

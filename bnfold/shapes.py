@@ -50,16 +50,21 @@ def infer_shapes(model: ir.Model) -> ShapeTable:
 
     What the inference finds counts for more than what the file says of its inner values: such annotations go
     stale when tools edit a graph, and a wrong rank would put an affine on the wrong axis. They are used only
-    where the inference finds nothing (after an op of a custom domain, say). The model is not changed.
+    where the inference finds nothing (after an op of a custom domain, say). Neither does the inference see the
+    values of initializers that a caller may override. The model is not changed.
     """
     copy = model.clone()
     for graph in copy.graphs():
         outputs = set(graph.outputs)
         for node in graph:
             for value in node.outputs:
-                if value not in outputs:
-                    value.shape = None
+                value.shape = None
+                if value not in outputs:  # an output must say what it is
                     value.type = None
+    if copy.ir_version >= 4:
+        for value in copy.graph.inputs:
+            if value.name in copy.graph.initializers:
+                del copy.graph.initializers[value.name]
     common_passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copy)
     infos: dict[ir.Value, ValueInfo] = {}
     for original, inferred in zip(model.graphs(), copy.graphs(), strict=True):

@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 ran, and the answer is no; 2 wrong usage; 3 bad input or e
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from importlib import import_module, metadata
@@ -84,4 +85,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run() -> None:
     """Entry point of the console script."""
+    # What bnfold has to say it says itself; without a handler, libraries' warnings would go to stderr.
+    logging.getLogger().addHandler(logging.NullHandler())
     sys.exit(main())

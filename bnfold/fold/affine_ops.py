@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnfold.affine import ChannelAffine, Float64Array
+from bnfold.fold.linear import unit_roundoff
 from bnfold.fold.sites import is_batch_norm
 from bnfold.graph import ModelGraph, NewOp, label
 
@@ -20,72 +23,84 @@ def single_op(affine: ChannelAffine, like: ir.Value, graph: ModelGraph) -> NewOp
     An Add for a shift, a Mul for a scale, a batch norm for both: ONNX Runtime runs that in one pass.
     """
     dtype, rank = graph.shapes.dtype(like), graph.shapes.rank(like)
-    if dtype is None or (rank is None and affine.axis is not None):
+    if dtype is None or (rank is None and affine.axis is not None) or not storable(affine, dtype):
         return None
     if not (affine.has_scale and affine.has_shift):
         op_type = "Mul" if affine.has_scale else "Add"
-        constant = rounded(_broadcastable(affine.scale if affine.has_scale else affine.shift, affine.axis, rank), dtype)
-        if constant is None:
-            return None
+        vector = affine.scale if affine.has_scale else affine.shift
+        constant = _broadcastable(vector, affine.axis, rank).astype(dtype.numpy())
         return NewOp(op_type, (graph.add_constant(constant, f"{like.name}_{op_type.lower()}"),))
     shape = graph.shapes.shape(like)
     if shape is None or len(shape) < 2 or not isinstance(shape[1], int) or affine.axis not in (1, None):
         return None
-    arrays = [rounded(array, dtype) for array in _batch_norm_parameters(affine.spread(1, shape[1]), _EPSILON)]
-    constants = [
-        graph.add_constant(array, f"{like.name}_batchnorm_{name}")
-        for name, array in zip(("scale", "bias", "mean", "var"), arrays, strict=True)
-        if array is not None
-    ]
-    return NewOp("BatchNormalization", tuple(constants), {"epsilon": _EPSILON}) if len(constants) == 4 else None
+    if dtype is ir.DataType.BFLOAT16 and graph.opset < 14:  # the operator takes it from there on
+        return None
+    constants = tuple(
+        graph.add_constant(array.astype(dtype.numpy()), f"{like.name}_batchnorm_{name}")
+        for name, array in _batch_norm_parameters(affine.spread(1, shape[1]), _EPSILON).items()
+    )
+    return NewOp("BatchNormalization", constants, {"epsilon": _EPSILON})
 
 
-def expressible(op_type: str, affine: ChannelAffine) -> bool:
-    """Whether one op of this type can hold ``affine``, so that it can absorb another without adding an op."""
-    match op_type:
-        case "Add":
-            return not affine.has_scale
-        case "Mul":
-            return not affine.has_shift
-        case "BatchNormalization":
-            return affine.axis in (1, None)
-        case _:
-            return False
+def expressible(node: ir.Node, affine: ChannelAffine, graph: ModelGraph) -> bool:
+    """Whether an Add, Mul or batch norm can hold ``affine`` in place of its own, in its own dtype."""
+    holds = {
+        "Add": not affine.has_scale,
+        "Mul": not affine.has_shift,
+        "BatchNormalization": affine.axis in (1, None),
+    }
+    dtype = graph.shapes.dtype(node.outputs[0])
+    return holds.get(node.op_type, False) and dtype is not None and storable(affine, dtype)
+
+
+def storable(affine: ChannelAffine, dtype: ir.DataType) -> bool:
+    """Whether scale and shift can be rounded to ``dtype`` without overflow, and no scale underflows.
+
+    A shift may underflow: what is added to it is a number of the same dtype, and resolves no finer.
+    """
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        scale, shift = (v.astype(dtype.numpy()).astype(np.float64) for v in (affine.scale, affine.shift))
+    if not (np.all(np.isfinite(scale)) and np.all(np.isfinite(shift))):
+        return False
+    error = np.abs(scale - affine.scale)
+    return bool(np.all(error <= 2 * unit_roundoff(np.dtype(dtype.numpy())) * np.abs(affine.scale)))
 
 
 def rewrite(node: ir.Node, affine: ChannelAffine, graph: ModelGraph) -> None:
-    """Give an Add, Mul or batch norm the constants that make it compute ``affine``."""
-    dtype = graph.shapes.dtype(node.outputs[0])
-    assert dtype is not None
+    """Give an Add, Mul or batch norm the constants that make it compute ``affine``, which it is known to hold."""
     if is_batch_norm(node):
         channels = graph.constants.array(_input(node, 1))
         assert channels is not None
-        epsilon = node.attributes.get_float("epsilon", 1e-5)
-        for index, array in enumerate(_batch_norm_parameters(affine.spread(1, channels.size), epsilon), start=1):
-            old = _input(node, index)
-            stored = array.astype((graph.shapes.dtype(old) or dtype).numpy())
-            graph.set_constant(node, index, stored, old.name or label(node))
+        parameters = _batch_norm_parameters(
+            affine.spread(1, channels.size), node.attributes.get_float("epsilon", _EPSILON)
+        )
+        for index, array in enumerate(parameters.values(), start=1):
+            _store(node, index, array, graph)
         return
     index = 0 if graph.constants.array(_input(node, 0)) is not None else 1
     vector = affine.scale if node.op_type == "Mul" else affine.shift
-    constant = _broadcastable(vector, affine.axis, graph.shapes.rank(node.outputs[0]))
-    graph.set_constant(node, index, constant.astype(dtype.numpy()), _input(node, index).name or label(node))
+    _store(node, index, _broadcastable(vector, affine.axis, graph.shapes.rank(node.outputs[0])), graph)
 
 
-def rounded(array: Float64Array, dtype: ir.DataType) -> NDArray[np.generic] | None:
-    """The array in ``dtype``, or None where that overflows."""
-    with np.errstate(over="ignore"):
-        stored = array.astype(dtype.numpy())
-    return stored if np.all(np.isfinite(stored.astype(np.float64))) else None
+def _store(node: ir.Node, index: int, array: NDArray[Any], graph: ModelGraph) -> None:
+    """Replace one constant of a node by another of the same dtype."""
+    old = _input(node, index)
+    before = graph.constants.array(old)
+    assert before is not None
+    graph.set_constant(node, index, array.astype(before.dtype), old.name or label(node))
 
 
-def _batch_norm_parameters(affine: ChannelAffine, epsilon: float) -> tuple[Float64Array, ...]:
-    """Scale, bias, mean and variance of the batch norm that computes ``affine``.
+def _batch_norm_parameters(affine: ChannelAffine, epsilon: float) -> dict[str, Float64Array]:
+    """The inputs of the batch norm that computes ``affine``, in their order.
 
     The mean is 0 and the variance 1, and what ε adds to it is taken into the scale, in float64.
     """
-    scale = affine.scale * np.sqrt(1.0 + float(np.float32(epsilon)))
-    return scale, affine.shift, np.zeros(affine.size), np.ones(affine.size)
+    return {
+        "scale": affine.scale * np.sqrt(1.0 + float(np.float32(epsilon))),
+        "bias": affine.shift,
+        "mean": np.zeros(affine.size),
+        "var": np.ones(affine.size),
+    }
 
 
 def _broadcastable(vector: Float64Array, axis: int | None, rank: int | None) -> Float64Array:

@@ -13,10 +13,11 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.affine import ChannelAffine
+from bnfold.fold.absorb import Pending, has_runtime_bias
 from bnfold.fold.affine_ops import rewrite, single_op
-from bnfold.fold.linear import LINEAR_OPS, Linear, Rounded
+from bnfold.fold.linear import LINEAR_OPS, Linear
 from bnfold.fold.ort import ort_folds
-from bnfold.fold.plan import Pending, Plan, plan_backward, plan_forward
+from bnfold.fold.plan import Plan, Planner
 from bnfold.fold.report import (
     Collapsed,
     Direction,
@@ -84,6 +85,11 @@ class _Run:
     fates: dict[ir.Node, _Fate] = field(default_factory=dict)
     heirs: dict[ir.Node, tuple[ir.Node, ...]] = field(default_factory=dict)
 
+    @property
+    def planner(self) -> Planner:
+        """Plans over the present state."""
+        return Planner(self.graph, self.pending, self.selected)
+
     def note(self, fate: _Fate) -> None:
         """Record a fate for the nodes of a site, and for those whose heirs they are."""
         for node in fate.nodes:
@@ -150,10 +156,10 @@ def _sweep(run: _Run) -> bool:
 def _fold_site(run: _Run, site: Site) -> bool:
     if site.affine.is_identity and _drop_identity(run, site):
         return True
-    backward = plan_backward(site, run.graph, run.pending)
+    backward = run.planner.backward(site)
     if isinstance(backward, Plan) and _apply(run, backward):
         return True
-    forward = plan_forward(site, run.graph, run.pending)
+    forward = run.planner.forward(site)
     if isinstance(forward, Plan) and _apply(run, forward):
         return True
     if not any(node in run.heirs for node in site.nodes):
@@ -257,7 +263,7 @@ def _collapse_chains(run: _Run) -> bool:
 
 def _write(run: _Run) -> dict[ir.Node, float]:
     """Round what is pending into the graph's constants; the rounding error of each linear op."""
-    shared: dict[tuple[ir.Value, bytes, bytes], ir.Value] = {}
+    shared: dict[_WeightKey, ir.Value] = {}
     errors = {node: _write_linear(run.graph, node, linear, shared) for node, linear in run.pending.linears.items()}
     for node, affine in run.pending.affines.items():
         if node.graph is not None:
@@ -265,11 +271,12 @@ def _write(run: _Run) -> dict[ir.Node, float]:
     return errors
 
 
-def _write_linear(
-    graph: ModelGraph, node: ir.Node, linear: Linear, shared: dict[tuple[ir.Value, bytes, bytes], ir.Value]
-) -> float:
+#: A stored weight, how an op reads it, and what the op multiplies its channels with.
+_WeightKey = tuple[ir.Value, tuple[object, ...], bytes, bytes]
+
+
+def _write_linear(graph: ModelGraph, node: ir.Node, linear: Linear, shared: dict[_WeightKey, ir.Value]) -> float:
     rounded = linear.rounded()
-    assert isinstance(rounded, Rounded), "a plan was accepted whose weights cannot be written"
     weight = node.inputs[1]
     assert weight is not None
     attributes = attributes_of(node)
@@ -278,8 +285,9 @@ def _write_linear(
         # First, because an exported bias is often computed from the shape of the weight, and so shares it.
         graph.set_constant(node, 2, rounded.bias, _bias_name(name))
     if np.any(linear.out_scale != 1.0) or np.any(linear.in_scale != 1.0):
-        # Ops that shared a weight and absorbed the same go on sharing it.
-        key = (weight, linear.out_scale.tobytes(), linear.in_scale.tobytes())
+        # Ops that shared a weight, read it alike and absorbed the same go on sharing it.
+        layout = (node.op_type, attributes.get("group", 1), attributes.get("transB", 0))
+        key = (weight, layout, linear.out_scale.tobytes(), linear.in_scale.tobytes())
         if key in shared:
             graph.use(node, 1, shared[key])
         else:
@@ -287,8 +295,9 @@ def _write_linear(
             assert array is not None
             stored = LINEAR_OPS[node.op_type].stored(rounded.kernel, attributes, array.shape)
             shared[key] = graph.set_constant(node, 1, stored, name)
-    for factor in ("alpha", "beta"):  # both are in the constants now
-        node.attributes.pop(factor, None)
+    node.attributes.pop("alpha", None)  # it is in the weight now, and beta in the bias
+    if not has_runtime_bias(node, graph):
+        node.attributes.pop("beta", None)
     return rounded.error
 
 

@@ -17,7 +17,7 @@ Source: the ONNX operator specification of Conv, ConvTranspose, Gemm and MatMul.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +30,9 @@ from bnfold.fold.report import Reason, Refusal
 
 Array = NDArray[Any]
 Attributes = Mapping[str, Any]
+
+#: Weights computed in float64 at a time.
+_PIECE = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,28 +59,30 @@ class Linear:
         out_scale: ``(group · out,)``, float64.
         in_scale: ``(group · in,)``, float64.
         bias: float64, last axis of length ``group · out`` or 1, or None.
-        magnitude: for each output channel, that of its largest stored weight.
+        out_magnitude: for each output channel, that of its largest stored weight.
+        in_magnitude: for each input channel, likewise.
     """
 
     kernel: Array
     out_scale: Float64Array
     in_scale: Float64Array
     bias: Float64Array | None
-    magnitude: Float64Array
+    out_magnitude: Float64Array
+    in_magnitude: Float64Array
 
     @staticmethod
     def of(kernel: Array, bias: Array | None) -> Linear:
         """A linear op that has absorbed nothing yet."""
         group, out, inner, _ = kernel.shape
         # Two reductions over the stored dtype, rather than one over a copy of magnitudes.
-        high = kernel.max(axis=(2, 3), initial=0).astype(np.float64)
-        low = kernel.min(axis=(2, 3), initial=0).astype(np.float64)
+        taps = np.maximum(kernel.max(axis=3), -kernel.min(axis=3)).astype(np.float64)
         return Linear(
             kernel=kernel,
             out_scale=np.ones(group * out),
             in_scale=np.ones(group * inner),
             bias=None if bias is None else bias.astype(np.float64),
-            magnitude=np.maximum(high, -low).reshape(-1),
+            out_magnitude=taps.max(axis=2).reshape(-1),
+            in_magnitude=taps.max(axis=1).reshape(-1),
         )
 
     @property
@@ -108,50 +113,86 @@ class Linear:
             bias = self.out_scale * moved + (0.0 if bias is None else bias)
         return replace(self, in_scale=self.in_scale * affine.scale, bias=bias)
 
-    def exact(self) -> Float64Array:
-        """The kernel with everything absorbed, ``(group, out, in, taps)`` in float64."""
-        group, out, inner, _ = self.kernel.shape
-        kernel = self.kernel.astype(np.float64)
-        kernel *= self.out_scale.reshape(group, out, 1, 1)
-        if np.any(self.in_scale != 1.0):
-            kernel *= self.in_scale.reshape(group, 1, inner, 1)
-        return kernel
-
-    def rounded(self) -> Rounded | Refusal:
-        """Round to the stored dtype, once; refused where that overflows or loses a channel to underflow."""
+    def rounded(self) -> Rounded:
+        """The constants with everything absorbed, each rounded once, given that there is no :meth:`problem`."""
         dtype = self.kernel.dtype
+        kernel = np.empty(self.kernel.shape, dtype)
+        worst = 0.0
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            exact = self.exact()
-            kernel = exact.astype(dtype)
+            for index in self._pieces():
+                exact = self._exact(index)
+                kernel[index] = exact
+                error = np.abs(exact - kernel[index].astype(np.float64)).max(axis=(1, 2), initial=0)
+                largest = np.abs(exact).max(axis=(1, 2), initial=0)
+                worst = max(worst, float((error / np.where(largest > 0, largest, 1)).max(initial=0)))
             bias = None if self.bias is None else self.bias.astype(dtype)
-        if not _all_finite(kernel) or (bias is not None and not _all_finite(bias)):
-            return Refusal(Reason.OVERFLOW, f"a folded weight or bias would overflow {dtype.name}")
-        error = np.abs(exact - kernel.astype(np.float64))
-        largest = np.abs(exact)
-        tolerance = 2 * unit_roundoff(dtype)
-        for axes in ((2, 3), (1, 3)):  # by output channel, by input channel
-            if np.any(error.max(axis=axes, initial=0) > tolerance * largest.max(axis=axes, initial=0)):
-                return Refusal(Reason.UNDERFLOW, f"a folded channel would underflow {dtype.name}")
-        scale = largest.max(axis=(2, 3), initial=0)
-        relative = error.max(axis=(2, 3), initial=0) / np.where(scale > 0, scale, 1)
-        return Rounded(kernel, bias, float(relative.max(initial=0)))
+        return Rounded(kernel, bias, worst)
+
+    def _pieces(self) -> Iterator[tuple[int, slice]]:
+        """The kernel in pieces of some output channels, so that their float64 copies stay in the cache."""
+        group, out, inner, taps = self.kernel.shape
+        step = max(1, _PIECE // max(1, inner * taps))
+        for index in range(group):
+            for start in range(0, out, step):
+                yield index, slice(start, min(start + step, out))
+
+    def _exact(self, index: tuple[int, slice]) -> Float64Array:
+        """One piece of the kernel with everything absorbed, ``(out, in, taps)`` in float64."""
+        group, out, inner, _ = self.kernel.shape
+        exact: Float64Array = self.kernel[index].astype(np.float64)
+        exact *= self.out_scale.reshape(group, out, 1, 1)[index]
+        if np.any(self.in_scale != 1.0):
+            exact *= self.in_scale.reshape(group, 1, inner, 1)[index[0]]
+        return exact
 
     def problem(self) -> Refusal | None:
-        """Whether :meth:`rounded` would refuse, found from bounds alone wherever they decide it."""
-        dtype = self.kernel.dtype
+        """Why the result cannot be stored, if it cannot: it would overflow, or lose a channel to underflow."""
         if not (np.all(np.isfinite(self.out_scale)) and np.all(np.isfinite(self.in_scale))):
             return Refusal(Reason.OVERFLOW, "a folded weight would not be finite")
+        return None if self._clearly_fits() else self._measured_problem()
+
+    def _clearly_fits(self) -> bool:
+        """Whether bounds alone show that nothing overflows or underflows, which they nearly always do."""
+        dtype = self.kernel.dtype
+        out, inner = np.abs(self.out_scale), np.abs(self.in_scale)
         with np.errstate(over="ignore"):
-            largest = self.magnitude * np.abs(self.out_scale)
-            bound = float(largest.max(initial=0) * np.abs(self.in_scale).max(initial=0))
-            bias_bound = 0.0 if self.bias is None else float(np.abs(self.bias).max(initial=0))
-        safe_above = max(bound, bias_bound) < 0.5 * _limit(dtype, "max")
+            most = float((self.out_magnitude * out).max() * inner.max())
+            least_out = self.out_magnitude * out * _least(inner)
+            least_in = self.in_magnitude * inner * _least(out)
+        if self.bias is not None:
+            most = max(most, float(np.abs(self.bias).max(initial=0)))
         # A channel whose largest weight is far above the subnormal range is rounded like any other.
-        safe_below = bool(np.all((largest == 0) | (largest > _limit(dtype, "tiny") / unit_roundoff(dtype))))
-        if safe_above and safe_below and not np.any(self.in_scale != 1.0):
-            return None
-        result = self.rounded()
-        return result if isinstance(result, Refusal) else None
+        floor = _limit(dtype, "tiny") / unit_roundoff(dtype)
+        return most < 0.5 * _limit(dtype, "max") and bool(
+            np.all((least_out == 0) | (least_out > floor)) and np.all((least_in == 0) | (least_in > floor))
+        )
+
+    def _measured_problem(self) -> Refusal | None:
+        """Round, and look at what each channel lost.
+
+        A channel is worse off if its error, relative to its largest weight, is more than twice what rounding
+        costs, and more than twice what storing the weights as they are had cost it already.
+        """
+        dtype = self.kernel.dtype
+        rounded = self.rounded()
+        if not _all_finite(rounded.kernel) or (rounded.bias is not None and not _all_finite(rounded.bias)):
+            return Refusal(Reason.OVERFLOW, f"a folded weight or bias would overflow {dtype.name}")
+        exact = np.empty(self.kernel.shape)
+        for index in self._pieces():
+            exact[index] = self._exact(index)
+        largest, error = np.abs(exact), np.abs(exact - rounded.kernel.astype(np.float64))
+        half_step = _limit(dtype, "smallest_subnormal") / 2
+        for axes, stored in (((2, 3), self.out_magnitude), ((1, 3), self.in_magnitude)):
+            own = half_step / np.where(stored > 0, stored, np.inf)
+            allowed = 2 * np.maximum(unit_roundoff(dtype), own).reshape(exact.shape[0], -1)
+            if np.any(error.max(axis=axes) > allowed * largest.max(axis=axes)):
+                return Refusal(Reason.UNDERFLOW, f"a folded channel would underflow {dtype.name}")
+        return None
+
+
+def _least(scales: Float64Array) -> float:
+    """The smallest scale that is not 0; a channel that is multiplied by 0 loses nothing to rounding."""
+    return float(scales[scales > 0].min(initial=np.inf)) if np.any(scales > 0) else 0.0
 
 
 def unit_roundoff(dtype: np.dtype[Any]) -> float:

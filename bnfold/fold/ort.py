@@ -47,11 +47,15 @@ def _sole_producer(value: ir.Value | None) -> ir.Node | None:
 
 def _folded_constant(value: ir.Value | None, graph: ModelGraph) -> bool:
     """Whether ONNX Runtime's constant folding arrives at a constant: a CastLike stops it."""
-    if value is None:
-        return True
-    if graph.constants.tensor(value) is not None:
-        return True
-    producer = value.producer()
-    if producer is None or producer.op_type == "CastLike" or graph.constants.array(value) is None:
-        return False
-    return all(_folded_constant(operand, graph) for operand in producer.inputs)
+    seen: set[ir.Value] = set()
+    stack = [value]
+    while stack:
+        current = stack.pop()
+        if current is None or current in seen or graph.constants.tensor(current) is not None:
+            continue
+        seen.add(current)
+        producer = current.producer()
+        if producer is None or producer.op_type == "CastLike" or graph.constants.array(current) is None:
+            return False
+        stack.extend(producer.inputs)
+    return True

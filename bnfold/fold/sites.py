@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from bnfold.affine import ChannelAffine, Float64Array
 from bnfold.fold.report import Kind, Reason, Refusal
-from bnfold.graph import ModelGraph, attributes_of, in_default_domain, sole_user
+from bnfold.graph import ModelGraph, in_default_domain, sole_reader
 
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
@@ -72,7 +72,7 @@ def site_at(node: ir.Node, graph: ModelGraph, known: Known, selected: Selection)
     if not isinstance(first, Site):
         return first
     nodes, output, affine = [node], first.output, first.affine
-    while (following := sole_user(output)) is not None:
+    while (following := sole_reader(output)) is not None:
         reading = _read_selected(following, graph, known, selected)
         if not isinstance(reading, Site) or reading.source is not output or following.graph is not node.graph:
             break
@@ -125,11 +125,13 @@ def _read_batch_norm(node: ir.Node, graph: ModelGraph) -> Site | Refusal:
     parameters: list[Float64Array] = []
     for name, value in zip(("scale", "B", "input_mean", "input_var"), node.inputs[1:5], strict=True):
         assert value is not None
-        array = graph.constants.array(value)
-        if array is None and graph.constants.overridable(value):
+        if graph.constants.overridable(value):
             return Refusal(Reason.OVERRIDABLE_INPUT, f"{name} ({value.name}) is an input that the caller may feed")
-        if array is None:
+        array = graph.constants.floats(value)
+        if array is None and graph.constants.array(value) is None:
             return Refusal(Reason.PARAMETERS_NOT_CONSTANT, f"{name} ({value.name}) is computed at run time")
+        if array is None:
+            return Refusal(Reason.PARAMETERS_INVALID, f"{name} ({value.name}) is not of a floating-point type")
         parameters.append(array.astype(np.float64))
     return _batch_norm_site(node, source, parameters, graph)
 
@@ -171,6 +173,8 @@ def _not_inference(node: ir.Node, opset: int) -> Refusal | None:
         return Refusal(Reason.TRAINING_MODE, "training_mode=1: it normalizes by the statistics of each batch")
     if opset < 7 and not node.attributes.get_int("is_test", 0):
         return Refusal(Reason.TRAINING_MODE, "is_test=0: it normalizes by the statistics of each batch")
+    if opset < 7:
+        return Refusal(Reason.UNSUPPORTED_OP, "operator sets before 7 normalize by other rules; convert the model")
     if extra_outputs:
         return Refusal(
             Reason.TRAINING_MODE,
@@ -185,16 +189,14 @@ def _read_binary(node: ir.Node, graph: ModelGraph) -> Site | Refusal | None:
     left, right = node.inputs[:2]
     if left is None or right is None:
         return None
-    constants = [graph.constants.array(value) for value in (left, right)]
+    constants = [graph.constants.floats(value) for value in (left, right)]
     # Nothing constant: an op between two activations. Both constant: no activation at all.
-    if (constants[0] is None) == (constants[1] is None):
+    if (constants[0] is None) == (constants[1] is None) or graph.opset < 7:
         return None
     source, constant = (right, constants[0]) if constants[0] is not None else (left, constants[1])
     assert constant is not None
-    if graph.shapes.dtype(source) not in _FLOATS or attributes_of(node).get("axis") is not None:
-        return None  # integers do not compose like reals; `axis` is the broadcasting of opsets before 7
-    if graph.opset < 7:
-        return None
+    if graph.shapes.dtype(source) not in _FLOATS:
+        return None  # integers do not compose like reals
     vector = _along_one_axis(constant, graph.shapes.shape(source))
     if isinstance(vector, Refusal):
         return vector

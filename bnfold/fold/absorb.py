@@ -1,0 +1,159 @@
+"""Between the graph and the numbers: read a linear op's constants, and let it absorb an affine.
+
+Nothing is written here: the result is the op with the affine in it, as a value, or a refusal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bnfold.affine import ChannelAffine
+from bnfold.fold.linear import LINEAR_OPS, Linear
+from bnfold.fold.report import Reason, Refusal
+from bnfold.graph import ModelGraph, attributes_of, label
+
+
+@dataclass(frozen=True, eq=False)
+class Pending:
+    """What earlier plans put into the graph's ops, exact and not yet written to its constants.
+
+    Attributes:
+        linears: linear ops with all that they have absorbed.
+        affines: Add, Mul and BatchNormalization nodes with the affine that they now stand for.
+    """
+
+    linears: dict[ir.Node, Linear] = field(default_factory=dict)
+    affines: dict[ir.Node, ChannelAffine] = field(default_factory=dict)
+
+
+def absorb_after(node: ir.Node, affine: ChannelAffine, graph: ModelGraph, pending: Pending) -> Linear | Refusal:
+    """The linear op with an affine of its output in it."""
+    op = LINEAR_OPS[node.op_type]
+    linear = _read_linear(node, graph, pending, bias_matters=True)
+    if isinstance(linear, Refusal):
+        return linear
+    axis = op.output_axis(graph.shapes.rank(node.outputs[0]))
+    fitted = _fit(affine, axis, linear.out_channels, node)
+    if isinstance(fitted, Refusal):
+        return fitted
+    if fitted.has_shift and not op.has_bias:
+        return Refusal(Reason.NONZERO_SHIFT, f"{label(node)} has no bias to take the shift")
+    result = linear.after(fitted)
+    return result.problem() or result
+
+
+def absorb_before(
+    node: ir.Node, affine: ChannelAffine, graph: ModelGraph, pending: Pending
+) -> tuple[Linear, ChannelAffine] | Refusal:
+    """The linear op with an affine of its data input in it, and the shift that it has no bias for, on its output."""
+    op = LINEAR_OPS[node.op_type]
+    linear = _read_linear(node, graph, pending, bias_matters=affine.has_shift)
+    if isinstance(linear, Refusal):
+        return linear
+    attributes = attributes_of(node)
+    axis = op.input_axis(graph.shapes.rank(input_of(node, 0)), attributes)
+    fitted = _fit(affine, axis, linear.in_channels, node)
+    if isinstance(fitted, Refusal):
+        return fitted
+    if fitted.has_shift:
+        weight = graph.constants.array(input_of(node, 1))
+        assert weight is not None
+        refusal = op.shift_before(attributes, weight.shape)
+        if refusal:
+            return refusal
+    result = linear.before(fitted)
+    left = ChannelAffine.identity()
+    if not op.has_bias and result.bias is not None:
+        output_axis = op.output_axis(graph.shapes.rank(node.outputs[0]))
+        if output_axis is None:
+            return Refusal(Reason.UNKNOWN_SHAPE, f"the rank of the output of {label(node)} is not known")
+        left = ChannelAffine.along(output_axis, 1.0, result.bias)
+        result = replace(result, bias=None)
+    return result.problem() or (result, left)
+
+
+def input_of(node: ir.Node, index: int) -> ir.Value:
+    """An input that the node must have."""
+    value = node.inputs[index]
+    assert value is not None
+    return value
+
+
+def has_runtime_bias(node: ir.Node, graph: ModelGraph) -> bool:
+    """Whether the op adds a bias that is no constant, which folding leaves as it is."""
+    value = _bias_value(node)
+    return value is not None and graph.constants.floats(value) is None
+
+
+def _bias_value(node: ir.Node) -> ir.Value | None:
+    return node.inputs[2] if LINEAR_OPS[node.op_type].has_bias and len(node.inputs) > 2 else None
+
+
+def _read_linear(node: ir.Node, graph: ModelGraph, pending: Pending, *, bias_matters: bool) -> Linear | Refusal:
+    """The constants of a linear op, with all that it has absorbed already."""
+    runtime_bias = has_runtime_bias(node, graph)
+    if runtime_bias and bias_matters:
+        return Refusal(Reason.WEIGHT_NOT_CONSTANT, f"the bias of {label(node)} is not a constant")
+    if node in pending.linears:
+        return pending.linears[node]
+    weight = _read_weight(node, graph)
+    if isinstance(weight, Refusal):
+        return weight
+    attributes = attributes_of(node)
+    kernel = LINEAR_OPS[node.op_type].kernel(weight, attributes)
+    if isinstance(kernel, Refusal):
+        return kernel
+    bias_value = None if runtime_bias else _bias_value(node)
+    bias = None if bias_value is None else graph.constants.floats(bias_value)
+    if bias is not None:
+        if bias.ndim and bias.shape[-1] not in (1, kernel.shape[0] * kernel.shape[1]):
+            return Refusal(Reason.PARAMETERS_INVALID, f"a bias of shape {bias.shape} in {label(node)}")
+        bias = bias.astype(np.float64) * _factor(node, "beta")
+    linear = Linear.of(kernel, bias)
+    alpha = _factor(node, "alpha")
+    return linear if alpha == 1.0 else replace(linear, out_scale=np.full(linear.out_channels, alpha))
+
+
+def _factor(node: ir.Node, name: str) -> float:
+    """Gemm's alpha or beta, a float32; 1 for every other op."""
+    return float(np.float32(node.attributes.get_float(name, 1.0))) if node.op_type == "Gemm" else 1.0
+
+
+def _read_weight(node: ir.Node, graph: ModelGraph) -> NDArray[Any] | Refusal:
+    value = node.inputs[1] if len(node.inputs) > 1 else None
+    if value is None:
+        return Refusal(Reason.WEIGHT_NOT_CONSTANT, f"{label(node)} has no weight")
+    if graph.constants.quantized(value):
+        return Refusal(Reason.WEIGHT_QUANTIZED, f"the weight of {label(node)} is quantized")
+    if graph.constants.overridable(value):
+        return Refusal(
+            Reason.OVERRIDABLE_INPUT,
+            f"the weight {value.name} of {label(node)} is an input that the caller may feed",
+        )
+    weight = graph.constants.floats(value)
+    if weight is None:
+        return Refusal(Reason.WEIGHT_NOT_CONSTANT, f"the weight of {label(node)} is computed at run time")
+    if not weight.size:
+        return Refusal(Reason.PARAMETERS_INVALID, f"the weight of {label(node)} is empty")
+    return weight
+
+
+def _fit(affine: ChannelAffine, axis: int | None, channels: int, node: ir.Node) -> ChannelAffine | Refusal:
+    """The affine with one entry a channel, if it lies on the axis of the op's channels."""
+    if affine.axis is None:
+        return affine.spread(0, channels)
+    if axis is None:
+        return Refusal(Reason.UNKNOWN_SHAPE, f"the rank of a value at {label(node)} is not known")
+    if affine.axis != axis:
+        return Refusal(
+            Reason.AXIS_MISMATCH,
+            f"it scales axis {affine.axis}, and the channels of {label(node)} lie on axis {axis}",
+        )
+    if affine.size != channels:
+        return Refusal(Reason.PARAMETERS_INVALID, f"{affine.size} scales for the {channels} channels of {label(node)}")
+    return affine
