@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import bnfold
 from bnfold.benchmarking.statistics import Comparison
-from bnfold.exporter import ExportOptions
+from bnfold.exporting import ExportOptions
 from bnfold.models import build
 from bnfold.optimizer import OptimizeOptions
 from bnfold.verification import VerifyOptions

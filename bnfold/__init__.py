@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from bnfold.environment import Diagnosis as Diagnosis
     from bnfold.environment import doctor as doctor
     from bnfold.errors import BnfoldError as BnfoldError
-    from bnfold.exporter import ExportOptions as ExportOptions
-    from bnfold.exporter import ExportResult as ExportResult
-    from bnfold.exporter import export as export
+    from bnfold.exporting import ExportOptions as ExportOptions
+    from bnfold.exporting import ExportResult as ExportResult
+    from bnfold.exporting import export as export
     from bnfold.fold.report import FoldReport as FoldReport
     from bnfold.optimizer import OptimizeOptions as OptimizeOptions
     from bnfold.optimizer import OptimizeResult as OptimizeResult
@@ -45,8 +45,8 @@ _HOME = {
     "DemoOptions": "bnfold.demonstration",
     "DemoResult": "bnfold.demonstration",
     "Diagnosis": "bnfold.environment",
-    "ExportOptions": "bnfold.exporter",
-    "ExportResult": "bnfold.exporter",
+    "ExportOptions": "bnfold.exporting",
+    "ExportResult": "bnfold.exporting",
     "FoldReport": "bnfold.fold.report",
     "OptimizeOptions": "bnfold.optimizer",
     "OptimizeResult": "bnfold.optimizer",
@@ -59,7 +59,7 @@ _HOME = {
     "benchmark": "bnfold.benchmarking",
     "demo": "bnfold.demonstration",
     "doctor": "bnfold.environment",
-    "export": "bnfold.exporter",
+    "export": "bnfold.exporting",
     "inspect": "bnfold.optimizer",
     "optimize": "bnfold.optimizer",
     "predict": "bnfold.deployment",

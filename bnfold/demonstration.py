@@ -13,7 +13,7 @@ from typing import Any
 from bnfold.benchmarking import BenchmarkOptions, BenchmarkResult, benchmark
 from bnfold.deployment import predict
 from bnfold.errors import BnfoldError
-from bnfold.exporter import export
+from bnfold.exporting import export
 from bnfold.extras import require
 from bnfold.files import StrPath, make_output_folder, write_json
 from bnfold.fold.report import FoldReport

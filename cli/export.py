@@ -10,7 +10,7 @@ import click
 from bnfold.cli.render import Output, common_options, table
 
 if TYPE_CHECKING:
-    from bnfold.exporter import ExportResult
+    from bnfold.exporting import ExportResult
 
 
 @click.command("export")
@@ -49,7 +49,7 @@ def command(
     bnfold export weights.pt --model mynet:build --input-shape 3,224,224 -o mynet.onnx
     """
     from bnfold.cli.train import parse_arguments
-    from bnfold.exporter import DEFAULT_OPSET, ExportOptions, export
+    from bnfold.exporting import DEFAULT_OPSET, ExportOptions, export
 
     options = ExportOptions(
         model=model,

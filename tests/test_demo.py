@@ -13,7 +13,7 @@ from folding import ops
 import bnfold
 from bnfold.cli.main import main
 from bnfold.demonstration import DemoOptions, DemoResult
-from bnfold.exporter import ExportOptions
+from bnfold.exporting import ExportOptions
 from bnfold.optimizer import OptimizeOptions
 from bnfold.verification import VerifyOptions
 

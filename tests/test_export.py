@@ -19,7 +19,7 @@ from torch import nn
 from training_samples import write_npz
 
 from bnfold.errors import CheckpointError, InputError, ModelError, OutputError
-from bnfold.exporter import ExportOptions, export
+from bnfold.exporting import ExportOptions, export
 from bnfold.exporting.check import check_export
 from bnfold.exporting.cleaning import clean_model
 from bnfold.exporting.conversion import to_onnx

@@ -74,6 +74,6 @@ def test_a_package_that_is_not_installed_is_named(package: str, monkeypatch: pyt
 
 
 def test_the_list_of_networks_imports_no_torch() -> None:
-    code = "import sys, bnfold.models, bnfold.training, bnfold.exporter; sys.exit('torch' in sys.modules)"
+    code = "import sys, bnfold.models, bnfold.training, bnfold.exporting; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
     assert set(names()) == set(NETWORKS)

@@ -22,14 +22,14 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from bnfold.errors import ModelError
-from bnfold.exporter import ExportCheck
 from bnfold.exporting.conversion import example_input
+from bnfold.exporting.result import ExportCheck
 from bnfold.exporting.source import Network
 from bnfold.model_file import serialized
 from bnfold.session import SessionOptions, create_session, run_session
 
 if TYPE_CHECKING:
-    from bnfold.exporter import ExportOptions
+    from bnfold.exporting.options import ExportOptions
 
 _NETWORK_FACTOR = 32.0
 _SPACING_FACTOR = 64.0

@@ -15,7 +15,7 @@ from bnfold.errors import InputError, ModelError
 from bnfold.exporting.source import Network
 
 if TYPE_CHECKING:
-    from bnfold.exporter import ExportOptions
+    from bnfold.exporting.options import ExportOptions
 
 #: The lowest opset that torch's exporter writes itself.
 LOWEST_NATIVE_OPSET = 18

@@ -20,7 +20,7 @@ from bnfold.training.checkpoint import apply_weights, load_weights
 from bnfold.training.run import CHECKPOINT_FILE, RUN_FILE, WEIGHTS_FILE, Run, read_run
 
 if TYPE_CHECKING:
-    from bnfold.exporter import ExportOptions
+    from bnfold.exporting.options import ExportOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Network:
 
 
 def load_source(source: StrPath, options: ExportOptions) -> Network:
-    """The network that ``source`` and ``options`` name; see :func:`bnfold.exporter.export`.
+    """The network that ``source`` and ``options`` name; see :func:`bnfold.exporting.export`.
 
     Raises:
         CheckpointError: weights are missing, damaged or for another architecture.
