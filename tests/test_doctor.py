@@ -30,7 +30,7 @@ def test_missing_package_comes_with_the_command_that_installs_it(monkeypatch: py
 
     monkeypatch.setattr(environment.metadata, "version", version)
     advice = " ".join(bnfold.doctor().advice)
-    assert "pip install 'bnfold[train]' (missing: torch)" in advice
+    assert "pip install 'bnfold[train]' (missing: torch" in advice
     assert "pip install 'bnfold[cpu]'" in advice
 
 
