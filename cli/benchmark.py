@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bnfold.cli.options import LEVELS, input_shapes
 from bnfold.cli.render import Output, common_options, table
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
 #: Kept in step with bnfold.benchmarking.report.FORMATS by a test: --help must not import it.
 SUFFIXES = (".json", ".csv", ".md")
-
-LEVELS = ("all", "extended", "basic", "disable")
 
 
 def _listed(
@@ -29,18 +28,6 @@ def _listed(
         return tuple(item.convert(part, parameter, context) for part in parts)
 
     return parse
-
-
-def _shapes(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    """``NAME=1,3,224,224`` as a name and its sizes; ``NAME=`` is a scalar."""
-    shapes = {}
-    for value in values:
-        name, _, sizes = value.rpartition("=")
-        parts = [part.strip() for part in sizes.split(",")] if sizes else []
-        if not name or not all(part.isascii() and part.isdigit() for part in parts):
-            raise click.BadParameter(f"{value!r} is not of the form NAME=1,3,224,224", context, parameter)
-        shapes[name] = tuple(int(part) for part in parts)
-    return shapes
 
 
 def _out_file(context: click.Context, parameter: click.Parameter, value: str | None) -> Path | None:
@@ -73,8 +60,7 @@ def _out_file(context: click.Context, parameter: click.Parameter, value: str | N
               help="How many times to start fresh processes.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Of the inputs and the order of the runs.")  # fmt: skip
-@click.option("--input-shape", "shapes", multiple=True, metavar="NAME=SIZES", callback=_shapes,
-              help="Shape of an input whose sizes the model leaves open; may be repeated.")  # fmt: skip
+@input_shapes
 @click.option("--spinning/--no-spinning", default=True, show_default=True,
               help="Let ONNX Runtime's idle threads spin before they sleep.")  # fmt: skip
 @click.option("--control/--no-control", default=True, show_default=True,

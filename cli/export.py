@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bnfold.cli.options import parse_sizes
 from bnfold.cli.render import Output, common_options, table
 
 if TYPE_CHECKING:
@@ -68,10 +69,10 @@ def command(
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    parts = text.replace("x", ",").split(",")
-    if not all(part.strip().isdecimal() for part in parts):
+    sizes = parse_sizes(text.replace("x", ","))
+    if sizes is None:
         raise click.BadParameter(f"{text!r} is not of the form 3,224,224", param_hint="--input-shape")
-    return tuple(int(part) for part in parts)
+    return sizes
 
 
 def _show(out: Output, result: ExportResult) -> None:

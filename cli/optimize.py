@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from bnfold.cli.options import input_shapes
 from bnfold.cli.render import Output, common_options
 
 
@@ -19,6 +20,7 @@ from bnfold.cli.render import Output, common_options
 @click.option("--keep", multiple=True, metavar="GLOB", help="Leave nodes named like GLOB alone (repeatable).")
 @click.option("--verify/--no-verify", default=True, show_default=True,
               help="Prove that OUT computes the same function before it is written.")  # fmt: skip
+@input_shapes
 @click.option("--external-data", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True,
               help="Where the weights go; auto moves them out of the file from 1 GiB on.")  # fmt: skip
 @click.option("--in-place", is_flag=True, help="Allow OUT to be MODEL itself.")
@@ -33,6 +35,7 @@ def command(
     only: tuple[str, ...],
     keep: tuple[str, ...],
     verify: bool,
+    shapes: dict[str, tuple[int, ...]],
     external_data: str,
     in_place: bool,
 ) -> None:
@@ -59,7 +62,7 @@ def command(
         keep=keep,
         external_data=cast("Literal['auto', 'always', 'never']", external_data),
         in_place=in_place,
-        verify=VerifyOptions() if verify else None,
+        verify=VerifyOptions(shapes=shapes) if verify else None,
     )
     with output.progress() as progress:
         result = optimize(model, out, options, progress)

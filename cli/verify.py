@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bnfold.cli.options import LEVELS, input_shapes
 from bnfold.cli.render import Output, common_options, table
 
 if TYPE_CHECKING:
@@ -16,20 +17,6 @@ if TYPE_CHECKING:
     from bnfold.verification.verdict import Run
 
 _STYLE = {"equivalent": "green", "mismatch": "red", "nothing proven": "yellow"}
-
-
-def _shape(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    shapes = {}
-    for value in values:
-        name, separator, sizes = value.rpartition("=")
-        try:
-            shape = tuple(int(size) for size in sizes.split(",")) if sizes else ()
-        except ValueError:
-            shape = (0,)
-        if not separator or not name or any(size < 1 for size in shape):
-            raise click.BadParameter(f"{value!r} is not NAME=D1,D2,…, for example x=1,3,224,224")
-        shapes[name] = shape
-    return shapes
 
 
 @click.command("verify", epilog="Exit code: 0 equivalent; 1 a mismatch, or nothing was proven; 3 bad input.")
@@ -49,14 +36,7 @@ def _shape(_context: click.Context, _parameter: click.Parameter, values: tuple[s
     help="Random sets of inputs for each batch size.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random inputs.")
-@click.option(
-    "--input-shape",
-    "shapes",
-    multiple=True,
-    metavar="NAME=D1,D2,…",
-    callback=_shape,
-    help="Shape of an input whose dimensions are dynamic; may be repeated.",
-)
+@input_shapes
 @click.option(
     "--provider",
     default="cpu",
@@ -65,7 +45,7 @@ def _shape(_context: click.Context, _parameter: click.Parameter, values: tuple[s
 )
 @click.option(
     "--level",
-    type=click.Choice(["all", "extended", "basic", "disable"]),
+    type=click.Choice(LEVELS),
     default="all",
     show_default=True,
     help="Optimization level of the run as shipped.",

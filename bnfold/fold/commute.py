@@ -96,29 +96,25 @@ class Relayout(Rule):
 
     def backward(self, op: OpView, affine: ChannelAffine) -> Crossing | Refusal:
         """The affine on the axis of the input that holds the same channels."""
-        if affine.axis is None:
-            return {0: affine}
-        before, after = op.input_shapes[0], op.output_shapes[0]
-        if before is None or after is None:
-            return Refusal(Reason.UNKNOWN_SHAPE, f"the shapes around the {op.op_type} are not known")
-        axis = matching_axis(after, affine.axis, before)
-        if axis is not None:
-            return {0: affine.moved_to(axis)}
-        return _unflattened(op, affine, before, after)
+        return self._moved(op, affine, forward=False)
 
     def forward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
         """The affine on the axis of the output that holds the same channels."""
         if index != 0:
             return Refusal(Reason.UNSUPPORTED_OP, f"the affine reaches a {op.op_type} as its shape")
+        return self._moved(op, affine, forward=True)
+
+    def _moved(self, op: OpView, affine: ChannelAffine, *, forward: bool) -> Crossing | Refusal:
         if affine.axis is None:
             return {0: affine}
         before, after = op.input_shapes[0], op.output_shapes[0]
         if before is None or after is None:
             return Refusal(Reason.UNKNOWN_SHAPE, f"the shapes around the {op.op_type} are not known")
-        axis = matching_axis(before, affine.axis, after)
+        source, target = (before, after) if forward else (after, before)
+        axis = matching_axis(source, affine.axis, target)
         if axis is not None:
             return {0: affine.moved_to(axis)}
-        return _flattened(op, affine, before, after)
+        return (_flattened if forward else _unflattened)(op, affine, before, after)
 
 
 def matching_axis(source: Shape, axis: int, target: Shape) -> int | None:

@@ -7,6 +7,7 @@ write. ``inspect`` runs the same on a copy, so that the two can never disagree.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -140,6 +141,16 @@ def _identity(node: ir.Node, graph: ModelGraph) -> _Identity:
 def _sweep(run: _Run) -> bool:
     """Try every site once, inputs first; whether anything folded."""
     folded = False
+    for node, site in _walk(run):
+        if isinstance(site, Site):
+            folded |= _fold_site(run, site)
+        elif is_batch_norm(node):
+            run.note(_Fate((node,), Kind.BATCH_NORM, None, Kept(site)))
+    return folded
+
+
+def _walk(run: _Run) -> Iterator[tuple[ir.Node, Site | Refusal]]:
+    """Each site, and each node that is none for a reason, inputs first; the graph may be edited meanwhile."""
     done: set[ir.Node] = set()
     for node in list(run.graph.nodes()):
         if node in done or node.graph is None:
@@ -147,10 +158,8 @@ def _sweep(run: _Run) -> bool:
         site = site_at(node, run.graph, run.pending.affines, run.selected)
         if isinstance(site, Site):
             done.update(site.nodes)
-            folded |= _fold_site(run, site)
-        elif site is not None and is_batch_norm(node):
-            run.note(_Fate((node,), Kind.BATCH_NORM, None, Kept(site)))
-    return folded
+        if site is not None:
+            yield node, site
 
 
 def _fold_site(run: _Run, site: Site) -> bool:
@@ -241,15 +250,10 @@ def _moved_on(before: _Fate, after: _Fate) -> _Fate:
 def _collapse_chains(run: _Run) -> bool:
     """Make one op of each chain of affines that could go nowhere; whether there was one."""
     collapsed = False
-    done: set[ir.Node] = set()
-    for node in list(run.graph.nodes()):
-        if node in done or node.graph is None:
+    for _, site in _walk(run):
+        if isinstance(site, Refusal) or len(site.nodes) < 2:
             continue
-        site = site_at(node, run.graph, run.pending.affines, run.selected)
-        if not isinstance(site, Site):
-            continue
-        done.update(site.nodes)
-        new = single_op(site.affine, site.output, run.graph) if len(site.nodes) > 1 else None
+        new = single_op(site.affine, site.output, run.graph)
         if new is None:
             continue
         kept = next((f.outcome for n in site.nodes if (f := run.fates.get(n)) and isinstance(f.outcome, Kept)), None)
