@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnfold.affine import ChannelAffine
-from bnfold.fold.commute import RULES, OpView, matching_axis
+from bnfold.fold.commute import RULES, OpView
+from bnfold.fold.commute.layout import matching_axis
 
 RELAYOUT = [
     # name, before, after, axis before, axis after (None: no proof)
@@ -101,8 +102,122 @@ def test_batch_norm_folds_back_across_ops_that_keep_its_channels(body: str, out:
     assert report.records[0].to_json()["path"]
 
 
+# Graphs whose batch norm folds away entirely: name, body after two convs d and e, output, kind of scales.
+VANISHING = [
+    ("AveragePool", "c = AveragePool<kernel_shape=[3,3]>(d)", "N,4,4,4", "any"),
+    ("AveragePool that leaves padding out", "c = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1]>(d)", "N,4,6,6", "any"),
+    (
+        "AveragePool, padded, no shift",
+        "c = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1], count_include_pad=1>(d)",
+        "N,4,6,6",
+        "scale",
+    ),
+    ("GlobalAveragePool", "c = GlobalAveragePool(d)", "N,4,1,1", "any"),
+    ("ReduceMean", "c = ReduceMean<axes=[2,3], keepdims=0>(d)", "N,4", "any"),
+    ("ReduceMean of an axis counted from the back", "c = ReduceMean<axes=[-1]>(d)", "N,4,6,1", "any"),
+    ("MaxPool", "c = MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>(d)", "N,4,6,6", "positive"),
+    ("GlobalMaxPool", "c = GlobalMaxPool(d)", "N,4,1,1", "positive"),
+    ("ReduceMax", "c = ReduceMax<axes=[2], keepdims=0>(d)", "N,4,6", "positive"),
+    ("Relu", "c = Relu(d)", "N,4,6,6", "positive scale"),
+    ("LeakyRelu", "c = LeakyRelu<alpha=0.2>(d)", "N,4,6,6", "positive scale"),
+    ("PRelu", "c = PRelu(d, slope)", "N,4,6,6", "positive scale"),
+    ("Add", "c = Add(d, e)", "N,4,6,6", "any"),
+    ("Sub", "c = Sub(d, e)", "N,4,6,6", "any"),
+    ("Sum", "f = Conv(x, v) c = Sum(d, e, f)", "N,4,6,6", "any"),
+    ("Concat on another axis", "c = Concat<axis=3>(d, e)", "N,4,6,12", "any"),
+    (
+        "chain",
+        "p = AveragePool<kernel_shape=[2,2]>(d) q = AveragePool<kernel_shape=[2,2]>(e) r = Add(p, q) c = Identity(r)",
+        "N,4,5,5",
+        "any",
+    ),
+]
+
+
+@pytest.mark.parametrize(("body", "out", "kind"), [c[1:] for c in VANISHING], ids=[c[0] for c in VANISHING])
+def test_batch_norm_folds_back_into_every_branch(body: str, out: str, kind: str) -> None:
+    convs = "d = Conv(x, w)" + (" e = Conv(x, v)" if ", e" in body or "(e" in body else "")
+    text = f"g (double[N,3,8,8] x) => (double[{out}] y) {{ {convs} {body} y = BatchNormalization(c, scale, bias, mean, var) }}"
+    arrays = constants(w=(4, 3, 3, 3), v=(4, 3, 3, 3), slope=(4, 1, 1)) | norm(4)
+    if kind != "any":
+        arrays["scale"] = np.abs(arrays["scale"]) if "positive" in kind else arrays["scale"]
+    if "scale" in kind:
+        arrays["bias"], arrays["mean"] = np.zeros(4), np.zeros(4)
+    arrays = {n: a for n, a in arrays.items() if f"{n}," in text or f"{n})" in text}
+    model, report = folded(model_of(text, arrays))
+    assert "BatchNormalization" not in ops(model)
+    assert [r.fate for r in report.batch_norms] == ["folded"]
+
+
+def test_concat_gives_each_conv_its_slice() -> None:
+    text = (
+        "g (double[N,3,8,8] x) => (double[N,9,6,6] y) { d = Conv(x, w) e = Conv(x, v) c = Concat<axis=-3>(d, e) "
+        "y = BatchNormalization(c, scale, bias, mean, var) }"
+    )
+    model, _ = folded(model_of(text, constants(w=(4, 3, 3, 3), v=(5, 3, 3, 3)) | norm(9)))
+    assert ops(model) == {"Conv": 2, "Concat": 1}
+
+
+def test_everything_composes() -> None:
+    """Conv → Concat → BN → GlobalAveragePool → Flatten → Gemm, and the batch norm of one branch goes forward."""
+    text = (
+        "g (double[N,4,6,6] x) => (double[N,5] z) { d = Conv(x, w) e = BatchNormalization(x, scale, bias, mean, var) "
+        "c = Concat<axis=1>(d, e) n = BatchNormalization(c, scale8, bias8, mean8, var8) p = GlobalAveragePool(n) "
+        "f = Flatten(p) z = Gemm(f, g) }"
+    )
+    model, report = folded(model_of(text, constants(w=(4, 4, 1, 1), g=(8, 5)) | norm(4) | norm(8, "8")))
+    assert ops(model) == {"Conv": 1, "Concat": 1, "GlobalAveragePool": 1, "Flatten": 1, "Gemm": 1}
+    assert [record.fate for record in report.records] == ["folded", "folded"]
+
+
+FORWARD = [
+    ("AveragePool", "c = AveragePool<kernel_shape=[3,3]>(b)", 4, "any"),
+    ("MaxPool", "c = MaxPool<kernel_shape=[3,3]>(b)", 4, "positive"),
+    ("Relu", "c = Relu(b)", 4, "positive scale"),
+    ("Concat", "c = Concat<axis=1>(b, x)", 8, "any"),
+]
+
+
+@pytest.mark.parametrize(("body", "channels", "kind"), [c[1:] for c in FORWARD], ids=[c[0] for c in FORWARD])
+def test_batch_norm_folds_forward_across(body: str, channels: int, kind: str) -> None:
+    side = 4 if "Pool" in body else 6
+    text = (
+        f"g (double[N,4,6,6] x) => (double[N,5,{side},{side}] y) {{ a = Tanh(x) "
+        f"b = BatchNormalization(a, scale, bias, mean, var) {body} y = Conv(c, w) }}"
+    )
+    arrays = constants(w=(5, channels, 1, 1)) | norm(4)
+    arrays["scale"] = np.abs(arrays["scale"]) if "positive" in kind else arrays["scale"]
+    if "scale" in kind:
+        arrays["bias"], arrays["mean"] = np.zeros(4), np.zeros(4)
+    model, report = folded(model_of(text, arrays))
+    assert "BatchNormalization" not in ops(model)
+    assert report.records[0].to_json()["direction"] == "forward"
+
+
+def test_indices_of_a_max_pool_do_not_change() -> None:
+    text = (
+        "g (double[N,3,8,8] x) => (double[N,4,3,3] y, int64[N,4,3,3] i) { d = Conv(x, w) "
+        "c, i = MaxPool<kernel_shape=[2,2], strides=[2,2]>(d) y = Mul(c, k) }"
+    )
+    for scale, left in ((np.array([1.0, 2, 0, 3]), 1), (np.array([1.0, 2, 4, 3]), 0)):
+        model, _ = folded(model_of(text, constants(w=(4, 3, 3, 3)) | {"k": scale.reshape(4, 1, 1)}))
+        assert ops(model).get("Mul", 0) == left
+
+
 BLOCKED = [
     ("nonlinearity", "producer-not-linear", "c = Tanh(d)", "N,4,4,4"),
+    ("a shift and Relu", "nonzero-shift", "c = Relu(d)", "N,4,4,4"),
+    (
+        "padding that counts",
+        "padding",
+        "c = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1], count_include_pad=1>(d)",
+        "N,4,4,4",
+    ),
+    ("largest of what is turned around", "negative-scale", "c = MaxPool<kernel_shape=[3,3]>(d)", "N,4,2,2"),
+    ("mean over the channels", "axis-mismatch", "c = ReduceMean<axes=[1], keepdims=0>(d)", "N,4,4"),
+    ("sum that broadcasts", "unknown-shape", "e = ReduceMean<axes=[2,3]>(d) f = Conv(x, w) c = Add(e, f)", "N,4,4,4"),
+    ("sum with what is used elsewhere", "other-consumer", "c = Add(d, d)", "N,4,4,4"),
+    ("concatenation of one value twice", "other-consumer", "c = Concat<axis=2>(d, d)", "N,4,8,4"),
     ("columns become channels", "axis-mismatch", "c = Transpose<perm=[0,3,2,1]>(d)", "N,4,4,4"),
     ("channels regrouped", "axis-mismatch", "e = Concat<axis=1>(d, d) c = Reshape(e, s)", "N,4,8,4"),
     ("dropout that may train", "training-mode", "c = Dropout(d, ratio, flag)", "N,4,4,4"),

@@ -146,7 +146,7 @@ def binary(b: Builder) -> None:
 
 def unary(b: Builder) -> None:
     value, shape = b.pick()
-    b.add(b.draw(st.sampled_from(["Relu", "Identity", "Tanh", "Neg", "Dropout"])), [value], shape)
+    b.add(b.draw(st.sampled_from(["Relu", "LeakyRelu", "Identity", "Tanh", "Neg", "Dropout"])), [value], shape)
 
 
 def transpose(b: Builder) -> None:
@@ -171,7 +171,50 @@ def reshape(b: Builder) -> None:
 def join(b: Builder) -> None:
     value, shape = b.pick()
     others = [other for other, other_shape in b.values if other_shape == shape]
-    b.add(b.draw(st.sampled_from(["Add", "Mul"])), [value, b.draw(st.sampled_from(others))], shape)
+    b.add(b.draw(st.sampled_from(["Add", "Sub", "Mul"])), [value, b.draw(st.sampled_from(others))], shape)
+
+
+def concat(b: Builder) -> None:
+    value, shape = b.pick()
+    axis = b.draw(st.integers(1, len(shape) - 1))
+    fitting = [
+        (v, s)
+        for v, s in b.values
+        if len(s) == len(shape) and s[:axis] + s[axis + 1 :] == shape[:axis] + shape[axis + 1 :]
+    ]
+    other, other_shape = b.draw(st.sampled_from(fitting))
+    b.add("Concat", [value, other], (*shape[:axis], shape[axis] + other_shape[axis], *shape[axis + 1 :]), axis=axis)
+
+
+def pool(b: Builder) -> None:
+    value, shape = b.pick()
+    if len(shape) != 4 or min(shape[2:]) < 2:
+        return
+    n, c, h, w = shape
+    op_type = b.draw(st.sampled_from(["AveragePool", "MaxPool", "GlobalAveragePool", "GlobalMaxPool"]))
+    if op_type.startswith("Global"):
+        b.add(op_type, [value], (n, c, 1, 1))
+        return
+    pad = b.draw(st.integers(0, 1))
+    include: dict[str, object] = {"count_include_pad": b.draw(st.integers(0, 1))} if op_type == "AveragePool" else {}
+    b.add(op_type, [value], (n, c, h - 1 + 2 * pad, w - 1 + 2 * pad), kernel_shape=[2, 2], pads=[pad] * 4, **include)
+
+
+def reduce(b: Builder) -> None:
+    value, shape = b.pick()
+    if len(shape) < 3:
+        return
+    axis, keep = b.draw(st.integers(1, len(shape) - 1)), b.draw(st.integers(0, 1))
+    left = (*shape[:axis], *([1] * keep), *shape[axis + 1 :])
+    b.add(b.draw(st.sampled_from(["ReduceMean", "ReduceMax"])), [value], left, axes=[axis - len(shape)], keepdims=keep)
+
+
+def positive_scale(b: Builder) -> None:
+    """What a Relu or a MaxPool lets pass."""
+    value, shape = b.pick()
+    dims = [1] * len(shape)
+    dims[1] = shape[1]
+    b.add("Mul", [value, b.constant(np.abs(b.floats(*dims)) + 0.1)], shape)
 
 
 STEPS = [

@@ -72,7 +72,7 @@ def test_one_module_edits_graphs() -> None:
         ".insert_after(",
         "graph.remove(",
     )
-    for file in (ROOT / "bnfold" / "fold").glob("*.py"):
+    for file in (ROOT / "bnfold" / "fold").rglob("*.py"):
         for edit in edits:
             assert edit not in file.read_text(), (file, edit)
 

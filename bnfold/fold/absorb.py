@@ -42,7 +42,7 @@ def absorb_after(node: ir.Node, affine: ChannelAffine, graph: ModelGraph, pendin
     if isinstance(fitted, Refusal):
         return fitted
     if fitted.has_shift and not op.has_bias:
-        return Refusal(Reason.NONZERO_SHIFT, f"{label(node)} has no bias to take the shift")
+        return Refusal(Reason.NO_BIAS, f"{label(node)} has no bias to take the shift")
     result = linear.after(fitted)
     return result.problem() or result
 

@@ -85,7 +85,7 @@ class Planner:
         MatMul and bias have always been. Worth it unless the site was no more than that Add.
         """
         plan = self._backward(site, site.affine, ChannelAffine.identity())
-        if isinstance(plan, Refusal) and plan.reason is Reason.NONZERO_SHIFT and site.affine.has_scale:
+        if isinstance(plan, Refusal) and plan.reason is Reason.NO_BIAS and site.affine.has_scale:
             return self._backward(site, site.affine.scale_only(), site.affine.shift_only())
         return plan
 
@@ -104,7 +104,7 @@ class Planner:
                 if refusal:
                     return refusal
         if len(search.added) > len(site.nodes):
-            return Refusal(Reason.NONZERO_SHIFT, f"{len(search.added)} ops without a bias would need an Add each")
+            return Refusal(Reason.NO_BIAS, f"{len(search.added)} ops without a bias would need an Add each")
         return search.plan(Direction.FORWARD, ChannelAffine.identity())
 
     def _backward(self, site: Site, affine: ChannelAffine, remainder: ChannelAffine) -> Plan | Refusal:
@@ -158,6 +158,10 @@ class Planner:
             if index != 0:
                 return Refusal(Reason.WEIGHT_NOT_CONSTANT, f"{label(consumer)} takes it as its weight or bias")
             return self._enter_linear(search, consumer, moving)
+        combined = self._combined(consumer, value, moving)
+        if combined is not None:
+            search.affines[consumer] = combined
+            return None
         if in_default_domain(consumer) and consumer.op_type in RULES:
             crossing = RULES[consumer.op_type].forward(view_of(consumer, self.graph), index, moving)
             if isinstance(crossing, Refusal):
@@ -165,11 +169,7 @@ class Planner:
             search.path.append(consumer)
             search.work += [(consumer.outputs[i], affine) for i, affine in crossing.items()]
             return None
-        combined = self._combined(consumer, value, moving)
-        if combined is None:
-            return Refusal(Reason.CONSUMER_NOT_LINEAR, f"its result goes to {consumer.op_type} ({label(consumer)})")
-        search.affines[consumer] = combined
-        return None
+        return Refusal(Reason.CONSUMER_NOT_LINEAR, f"its result goes to {consumer.op_type} ({label(consumer)})")
 
     def _enter_linear(self, search: _Search, node: ir.Node, moving: ChannelAffine) -> Refusal | None:
         result = absorb_before(node, moving, self.graph, self.pending)
@@ -189,7 +189,7 @@ class Planner:
                 search.affines[following] = combined
                 return None
         if linear.out_channels > linear.in_channels:
-            return Refusal(Reason.NONZERO_SHIFT, f"{label(node)} has no bias, and adding one would cost more")
+            return Refusal(Reason.NO_BIAS, f"{label(node)} has no bias, and adding one would cost more")
         search.added[node] = left
         return None
 

@@ -33,6 +33,7 @@ class Reason(StrEnum):
     PADDING = "padding"
     NEGATIVE_SCALE = "negative-scale"
     NONZERO_SHIFT = "nonzero-shift"
+    NO_BIAS = "no-bias"
     BROADCAST_CHANGES_SHAPE = "broadcast-changes-shape"
     UNKNOWN_SHAPE = "unknown-shape"
     OVERFLOW = "overflow"

@@ -1,67 +1,14 @@
-"""How an affine passes through an op that is not linear in its weights: one rule an op, in one table.
-
-A rule answers two questions about an op ``f``, for an affine ``a``:
-
-* *backward*: which affines on the inputs give ``a ∘ f = f ∘ (a₀, a₁, …)``?
-* *forward*: which affines on the outputs give ``f(…, a(xᵢ), …) = (b₀, b₁, …) ∘ f``?
-
-The answer is an affine for each input (output) concerned, its axis remapped by proof from shapes, or a refusal.
-Rules read shapes, attributes and constants; they never see or edit the graph. To add one, write a subclass of
-:class:`Rule` and name it in :data:`RULES`; ``tests/test_fold_commute.py`` holds the table of its cases.
-"""
+"""Ops that move elements about or leave them alone: the axis is remapped by proof from the shapes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bnfold.affine import ChannelAffine
+from bnfold.fold.commute.rule import Crossing, OpView, Rule, Shape
 from bnfold.fold.report import Reason, Refusal
-from bnfold.shapes import Dim
-
-Shape = tuple[Dim, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class OpView:
-    """What a rule may know of an op.
-
-    Attributes:
-        op_type: its ONNX name.
-        opset: version of the default operator set.
-        attributes: its attributes as plain values.
-        input_shapes: of each input; None where the rank is unknown or the input is absent.
-        output_shapes: of each output.
-        constants: the constant inputs by index.
-    """
-
-    op_type: str
-    opset: int
-    attributes: Mapping[str, Any]
-    input_shapes: tuple[Shape | None, ...]
-    output_shapes: tuple[Shape | None, ...]
-    constants: Mapping[int, NDArray[Any]]
-
-
-#: An affine for each input or output that must carry one, by index.
-Crossing = Mapping[int, ChannelAffine]
-
-
-class Rule:
-    """How affines pass through one op, in both directions; this base refuses both."""
-
-    def backward(self, op: OpView, affine: ChannelAffine) -> Crossing | Refusal:
-        """The affines on the inputs that replace ``affine`` on output 0."""
-        return Refusal(Reason.UNSUPPORTED_OP, f"no rule moves an affine backward through {op.op_type}")
-
-    def forward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
-        """The affines on the outputs that replace ``affine`` on input ``index``."""
-        return Refusal(Reason.UNSUPPORTED_OP, f"no rule moves an affine forward through {op.op_type}")
 
 
 class PassThrough(Rule):
@@ -219,15 +166,3 @@ class Permute(Rule):
         if shape is None:
             return Refusal(Reason.UNKNOWN_SHAPE, "the rank of the Transpose's input is not known")
         return list(range(len(shape)))[::-1]
-
-
-#: The rule of each op that an affine may cross.
-RULES: Mapping[str, Rule] = {
-    "Dropout": PassThrough(),
-    "Flatten": Relayout(),
-    "Identity": PassThrough(),
-    "Reshape": Relayout(),
-    "Squeeze": Relayout(),
-    "Transpose": Permute(),
-    "Unsqueeze": Relayout(),
-}

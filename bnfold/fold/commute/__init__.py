@@ -1,0 +1,48 @@
+"""How an affine passes through an op that has no weights to absorb it: one rule an op, in one table.
+
+A rule answers two questions about an op ``f``, for an affine ``a``:
+
+* *backward*: which affines on the inputs give ``a ∘ f = f ∘ (a₀, a₁, …)``?
+* *forward*: which affines on the outputs give ``f(…, a(xᵢ), …) = (b₀, b₁, …) ∘ f``?
+
+The answer is an affine for each input (output) concerned, its axis remapped by proof from shapes, or a refusal. Rules
+read shapes, attributes and constants; they never see or edit the graph. To add one, write a subclass of
+:class:`~bnfold.fold.commute.rule.Rule` in the module of its family and name it in :data:`RULES`;
+``tests/test_fold_commute.py`` holds the table of its cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bnfold.fold.commute.joins import Concatenation, Sum
+from bnfold.fold.commute.layout import PassThrough, Permute, Relayout
+from bnfold.fold.commute.pointwise import PositivelyHomogeneous
+from bnfold.fold.commute.pooling import Pool, Reduction
+from bnfold.fold.commute.rule import OpView, Rule
+
+__all__ = ["RULES", "OpView", "Rule"]
+
+#: The rule of each op that an affine may cross.
+RULES: Mapping[str, Rule] = {
+    "Add": Sum(),
+    "AveragePool": Pool(),
+    "Concat": Concatenation(),
+    "Dropout": PassThrough(),
+    "Flatten": Relayout(),
+    "GlobalAveragePool": Pool(),
+    "GlobalMaxPool": Pool(),
+    "Identity": PassThrough(),
+    "LeakyRelu": PositivelyHomogeneous(),
+    "MaxPool": Pool(),
+    "PRelu": PositivelyHomogeneous(),
+    "ReduceMax": Reduction(),
+    "ReduceMean": Reduction(),
+    "Relu": PositivelyHomogeneous(),
+    "Reshape": Relayout(),
+    "Squeeze": Relayout(),
+    "Sub": Sum(),
+    "Sum": Sum(),
+    "Transpose": Permute(),
+    "Unsqueeze": Relayout(),
+}

@@ -1,0 +1,109 @@
+"""Pools and reductions over other axes than that of the affine."""
+
+from __future__ import annotations
+
+from bnfold.affine import ChannelAffine
+from bnfold.fold.commute.rule import Crossing, OpView, Rule, scales_negatively
+from bnfold.fold.report import Reason, Refusal
+
+
+class Pool(Rule):
+    """MaxPool, AveragePool and their global forms, which reduce axes from 2 on, each channel by itself.
+
+    The largest of ``s·x + t`` is ``s · max x + t`` for ``s ≥ 0``; padding counts as −∞ and is never chosen. The mean
+    is linear; where padding counts as zeros in it, the border sees less of the shift.
+    """
+
+    def backward(self, op: OpView, affine: ChannelAffine) -> Crossing | Refusal:
+        """The same affine."""
+        return self._refusal(op, affine) or {0: affine}
+
+    def forward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
+        """The same affine."""
+        return self._refusal(op, affine) or {0: affine}
+
+    def _refusal(self, op: OpView, affine: ChannelAffine) -> Refusal | None:
+        if affine.axis is not None and affine.axis > 1:
+            return Refusal(Reason.AXIS_MISMATCH, f"{op.op_type} reduces the axis {affine.axis} that it scales")
+        if op.op_type in ("MaxPool", "GlobalMaxPool"):
+            return scales_negatively(affine) or _ties(op, affine)
+        if op.op_type == "AveragePool" and affine.has_shift and _counts_padding(op):
+            return Refusal(Reason.PADDING, "the average counts zeros that padding adds")
+        return None
+
+
+def _ties(op: OpView, affine: ChannelAffine) -> Refusal | None:
+    """A scale of 0 makes all elements equal, so that another index may be the first of the largest."""
+    if len(op.output_shapes) > 1 and not (affine.scale > 0).all():
+        return Refusal(Reason.NEGATIVE_SCALE, "a scale of 0 changes the indices that the MaxPool yields")
+    return None
+
+
+def _counts_padding(op: OpView) -> bool:
+    if not op.attributes.get("count_include_pad", 0):
+        return False
+    auto_pad = op.attributes.get("auto_pad", "NOTSET")
+    return (
+        auto_pad.startswith("SAME")
+        or bool(op.attributes.get("ceil_mode", 0))
+        or (auto_pad == "NOTSET" and any(op.attributes.get("pads", ())))
+    )
+
+
+class Reduction(Rule):
+    """ReduceMean and ReduceMax over axes other than that of the affine."""
+
+    def backward(self, op: OpView, affine: ChannelAffine) -> Crossing | Refusal:
+        """The affine on the axis of the input that is left where it was."""
+        kept = self._kept_axes(op, affine)
+        if isinstance(kept, Refusal):
+            return kept
+        if affine.axis is None:
+            return {0: affine}
+        axis = kept[affine.axis]
+        return _reduced(op, affine) if axis is None else {0: affine.moved_to(axis)}
+
+    def forward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
+        """The affine on the axis of the output to which its axis moves."""
+        if index != 0:
+            return Refusal(Reason.UNSUPPORTED_OP, f"the affine reaches {op.op_type} as its axes")
+        kept = self._kept_axes(op, affine)
+        if isinstance(kept, Refusal):
+            return kept
+        if affine.axis is None:
+            return {0: affine}
+        if affine.axis not in kept:
+            return _reduced(op, affine)
+        return {0: affine.moved_to(kept.index(affine.axis))}
+
+    def _kept_axes(self, op: OpView, affine: ChannelAffine) -> list[int | None] | Refusal:
+        """For each axis of the output, the axis of the input that it is; None for one that was reduced to 1."""
+        if op.op_type == "ReduceMax":
+            refusal = scales_negatively(affine)
+            if refusal:
+                return refusal
+        shape = op.input_shapes[0]
+        if shape is None:
+            return Refusal(Reason.UNKNOWN_SHAPE, f"the rank of the input of {op.op_type} is not known")
+        axes = self._axes(op)
+        if isinstance(axes, Refusal):
+            return axes
+        if not axes and op.attributes.get("noop_with_empty_axes", 0):
+            return list(range(len(shape)))
+        reduced = {axis % len(shape) for axis in axes} if axes else set(range(len(shape)))
+        if op.attributes.get("keepdims", 1):
+            return [None if axis in reduced else axis for axis in range(len(shape))]
+        return [axis for axis in range(len(shape)) if axis not in reduced]
+
+    def _axes(self, op: OpView) -> list[int] | Refusal:
+        if "axes" in op.attributes:
+            return [int(axis) for axis in op.attributes["axes"]]
+        if len(op.input_shapes) < 2:
+            return []
+        if 1 not in op.constants:
+            return Refusal(Reason.UNKNOWN_SHAPE, f"the axes of {op.op_type} are computed at run time")
+        return [int(axis) for axis in op.constants[1].ravel()]
+
+
+def _reduced(op: OpView, affine: ChannelAffine) -> Refusal:
+    return Refusal(Reason.AXIS_MISMATCH, f"{op.op_type} reduces the axis {affine.axis} that it scales")

@@ -1,0 +1,60 @@
+"""What a commuting rule is asked, and what it may know of the op."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfold.affine import ChannelAffine
+from bnfold.fold.report import Reason, Refusal
+from bnfold.shapes import Dim
+
+Shape = tuple[Dim, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class OpView:
+    """What a rule may know of an op.
+
+    Attributes:
+        op_type: its ONNX name.
+        opset: version of the default operator set.
+        attributes: its attributes as plain values.
+        input_shapes: of each input; None where the rank is unknown or the input is absent.
+        output_shapes: of each output.
+        constants: the constant inputs by index.
+    """
+
+    op_type: str
+    opset: int
+    attributes: Mapping[str, Any]
+    input_shapes: tuple[Shape | None, ...]
+    output_shapes: tuple[Shape | None, ...]
+    constants: Mapping[int, NDArray[Any]]
+
+
+#: An affine for each input or output that must carry one, by index.
+Crossing = Mapping[int, ChannelAffine]
+
+
+class Rule:
+    """How affines pass through one op, in both directions; this base refuses both."""
+
+    def backward(self, op: OpView, affine: ChannelAffine) -> Crossing | Refusal:
+        """The affines on the inputs that replace ``affine`` on output 0."""
+        return Refusal(Reason.UNSUPPORTED_OP, f"no rule moves an affine backward through {op.op_type}")
+
+    def forward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
+        """The affines on the outputs that replace ``affine`` on input ``index``."""
+        return Refusal(Reason.UNSUPPORTED_OP, f"no rule moves an affine forward through {op.op_type}")
+
+
+def scales_negatively(affine: ChannelAffine) -> Refusal | None:
+    """Why an op that keeps order cannot be crossed, if a channel is turned around."""
+    if np.any(affine.scale < 0):
+        return Refusal(Reason.NEGATIVE_SCALE, "a negative scale turns large into small")
+    return None
