@@ -106,7 +106,7 @@ def errors(rows: Sequence[tuple[str, float | None, float | None]]) -> str:
     axes.invert_yaxis()
     axes.set_ylim(len(shown) - 0.4, -0.7)
     axes.set(xlabel="largest error, relative to the output's scale")
-    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    axes.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     return _svg(figure)
 
 
