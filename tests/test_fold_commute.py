@@ -44,7 +44,7 @@ def test_relayout_agrees_with_numpy(shape: list[int], data: st.DataObject) -> No
     axis = data.draw(st.integers(0, len(shape) - 1))
     flat = data.draw(st.permutations(_splits(math.prod(shape), data)))
     x = np.arange(math.prod(shape), dtype=np.float64).reshape(shape) + 1
-    op = OpView("Reshape", 17, {}, (tuple(shape), None), (tuple(flat),), {})
+    op = OpView("Reshape", 17, {}, (tuple(shape), None), (tuple(flat),), frozenset({0, 1}), {})
     affine = ChannelAffine.along(axis, np.arange(shape[axis]) + 2.0, np.arange(shape[axis]) - 5.0)
     forward = RULES["Reshape"].forward(op, 0, affine)
     if isinstance(forward, dict):
@@ -71,7 +71,7 @@ def _splits(size: int, data: st.DataObject) -> list[int]:
 def test_transpose_agrees_with_numpy(permutation: list[int], axis: int) -> None:
     shape = (2, 3, 4, 5)
     x = np.arange(120, dtype=np.float64).reshape(shape)
-    op = OpView("Transpose", 17, {"perm": permutation}, (shape,), (None,), {})
+    op = OpView("Transpose", 17, {"perm": permutation}, (shape,), (None,), frozenset({0}), {})
     affine = ChannelAffine.along(axis, np.arange(shape[axis]) + 2.0, 1.0)
     forward = RULES["Transpose"].forward(op, 0, affine)
     assert isinstance(forward, dict)
@@ -136,9 +136,15 @@ VANISHING = [
 
 @pytest.mark.parametrize(("body", "out", "kind"), [c[1:] for c in VANISHING], ids=[c[0] for c in VANISHING])
 def test_batch_norm_folds_back_into_every_branch(body: str, out: str, kind: str) -> None:
-    convs = "d = Conv(x, w)" + (" e = Conv(x, v)" if ", e" in body or "(e" in body else "")
+    convs = ("d = Conv(x, w)" if "(d" in body else "") + (" e = Conv(x, v)" if ", e" in body or "(e" in body else "")
     text = f"g (double[N,3,8,8] x) => (double[{out}] y) {{ {convs} {body} y = BatchNormalization(c, scale, bias, mean, var) }}"
-    arrays = constants(w=(4, 3, 3, 3), v=(4, 3, 3, 3), slope=(4, 1, 1)) | norm(4)
+    arrays = constants(w=(4, 3, 3, 3), v=(4, 3, 3, 3), slope=(4, 1, 1), w16=(16, 3, 3, 3)) | norm(4)
+    arrays |= {
+        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "sizes": np.array([1.0, 1, 2, 2], np.float32),
+        "one": np.array([1]), "two": np.array([2]), "ten": np.array([10]), "five": np.array([-2]),
+        "far": np.array([-100]), "minus": np.array([-1]), "picks": np.array([3, -1, 0, 7]),
+        "picks4": np.array([3, 3, 0, -1]),
+    }  # fmt: skip
     if kind != "any":
         arrays["scale"] = np.abs(arrays["scale"]) if "positive" in kind else arrays["scale"]
     if "scale" in kind:
@@ -175,23 +181,49 @@ FORWARD = [
     ("MaxPool", "c = MaxPool<kernel_shape=[3,3]>(b)", 4, "positive"),
     ("Relu", "c = Relu(b)", 4, "positive scale"),
     ("Concat", "c = Concat<axis=1>(b, x)", 8, "any"),
+    ("Slice of channels", "c = Slice(b, one, three, one)", 2, "any"),
+    ("Gather of channels", "c = Gather<axis=1>(b, picks)", 3, "any"),
+    ("Pad by copies", 'e = Pad<mode="edge">(b, pads) c = AveragePool<kernel_shape=[3,3]>(e)', 4, "any"),
 ]
 
 
 @pytest.mark.parametrize(("body", "channels", "kind"), [c[1:] for c in FORWARD], ids=[c[0] for c in FORWARD])
 def test_batch_norm_folds_forward_across(body: str, channels: int, kind: str) -> None:
-    side = 4 if "Pool" in body else 6
+    side = 4 if "Pool" in body and "Pad" not in body else 6
     text = (
         f"g (double[N,4,6,6] x) => (double[N,5,{side},{side}] y) {{ a = Tanh(x) "
         f"b = BatchNormalization(a, scale, bias, mean, var) {body} y = Conv(c, w) }}"
     )
     arrays = constants(w=(5, channels, 1, 1)) | norm(4)
+    extra = {
+        "one": np.array([1]), "three": np.array([3]), "picks": np.array([2, 2, -1]),
+        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+    }  # fmt: skip
+    arrays |= {n: a for n, a in extra.items() if f"{n}," in body or f"{n})" in body}
     arrays["scale"] = np.abs(arrays["scale"]) if "positive" in kind else arrays["scale"]
     if "scale" in kind:
         arrays["bias"], arrays["mean"] = np.zeros(4), np.zeros(4)
     model, report = folded(model_of(text, arrays))
     assert "BatchNormalization" not in ops(model)
     assert report.records[0].to_json()["direction"] == "forward"
+
+
+def test_split_hands_each_consumer_its_channels() -> None:
+    text = (
+        "g (double[N,6,4,4] x) => (double[N,3,4,4] y, double[N,5,4,4] z) { a = Tanh(x) "
+        "b = BatchNormalization(a, scale, bias, mean, var) c, d = Split<axis=1>(b, parts) y = Conv(c, w) z = Conv(d, v) }"
+    )
+    model, _ = folded(model_of(text, constants(w=(3, 2, 1, 1), v=(5, 4, 1, 1)) | norm(6) | {"parts": np.array([2, 4])}))
+    assert ops(model) == {"Tanh": 1, "Split": 1, "Conv": 2}
+
+
+def test_space_to_depth_hands_each_channel_to_its_pixels() -> None:
+    text = (
+        "g (double[N,3,4,4] x) => (double[N,5,2,2] y) { a = Tanh(x) "
+        "b = BatchNormalization(a, scale, bias, mean, var) c = SpaceToDepth<blocksize=2>(b) y = Conv(c, w) }"
+    )
+    model, _ = folded(model_of(text, constants(w=(5, 12, 1, 1)) | norm(3)))
+    assert ops(model) == {"Tanh": 1, "SpaceToDepth": 1, "Conv": 1}
 
 
 def test_indices_of_a_max_pool_do_not_change() -> None:
@@ -214,6 +246,22 @@ BLOCKED = [
         "N,4,4,4",
     ),
     ("largest of what is turned around", "negative-scale", "c = MaxPool<kernel_shape=[3,3]>(d)", "N,4,2,2"),
+    ("a constant that the affine would change", "padding", "c = Pad(d, pads)", "N,4,6,6"),
+    ("padding of the channels", "axis-mismatch", 'd2 = Conv(x, w2) c = Pad<mode="edge">(d2, pads2)', "N,4,4,4"),
+    ("one channel picked twice", "axis-mismatch", "c = Gather<axis=1>(d, picks)", "N,4,4,4"),
+    (
+        "blocks of channels that differ",
+        "axis-mismatch",
+        "d2 = Conv(x, w1) c = SpaceToDepth<blocksize=2>(d2)",
+        "N,4,2,2",
+    ),
+    ("one part of a Split", "unsupported-op", "c, rest = Split<axis=3>(d, halves) other = Relu(rest)", "N,4,4,2"),
+    (
+        "value of its own outside",
+        "unsupported-op",
+        'c = Resize<coordinate_transformation_mode="tf_crop_and_resize">(d, roi, scales)',
+        "N,4,4,4",
+    ),
     ("mean over the channels", "axis-mismatch", "c = ReduceMean<axes=[1], keepdims=0>(d)", "N,4,4"),
     ("sum that broadcasts", "unknown-shape", "e = ReduceMean<axes=[2,3]>(d) f = Conv(x, w) c = Add(e, f)", "N,4,4,4"),
     ("sum with what is used elsewhere", "other-consumer", "c = Add(d, d)", "N,4,4,4"),
@@ -232,7 +280,12 @@ def test_batch_norm_does_not_cross_what_mixes_its_channels(reason: str, body: st
     )
     arrays = constants(w=(4, 3, 3, 3)) | norm(4)
     arrays |= {"s": np.array([0, 4, 8, 4])} if "s)" in body else {}
-    arrays |= {"ratio": np.array(0.5, np.float32)} if "ratio" in body else {}
+    extra = constants(w1=(1, 3, 3, 3), w2=(2, 3, 3, 3)) | {
+        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "pads2": np.array([0, 1, 0, 0, 0, 1, 0, 0]),
+        "picks": np.array([0, 0, 1, 2]), "halves": np.array([2, 2]), "ratio": np.array(0.5, np.float32),
+        "roi": np.array([0.0, 0, 0, 0, 1, 1, 1, 1], np.float32), "scales": np.array([1.0, 1, 1, 1], np.float32),
+    }  # fmt: skip
+    arrays |= {n: a for n, a in extra.items() if f"{n}," in body or f"{n})" in body}
     if "Dropout" in body:
         from bnfold.fold import fold
 

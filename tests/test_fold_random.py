@@ -209,6 +209,68 @@ def reduce(b: Builder) -> None:
     b.add(b.draw(st.sampled_from(["ReduceMean", "ReduceMax"])), [value], left, axes=[axis - len(shape)], keepdims=keep)
 
 
+def pad(b: Builder) -> None:
+    value, shape = b.pick()
+    axis, mode = b.draw(st.integers(1, len(shape) - 1)), b.draw(st.sampled_from(["constant", "edge", "wrap"]))
+    pads = np.zeros(2 * len(shape), np.int64)
+    pads[[axis, axis + len(shape)]] = 0, 1
+    grown = (*shape[:axis], shape[axis] + 1, *shape[axis + 1 :])
+    # `wrap` is of opset 19; the reference of 17 knows the others.
+    b.add("Pad", [value, b.constant(pads)], grown, mode="edge" if mode == "wrap" else mode)
+
+
+def pick_channels(b: Builder) -> None:
+    value, shape = b.pick()
+    axis = b.draw(st.integers(1, len(shape) - 1))
+    size = shape[axis]
+    if b.draw(st.booleans()):
+        picks = np.array(b.draw(st.lists(st.integers(-size, size - 1), min_size=1, max_size=4)))
+        b.add("Gather", [value, b.constant(picks)], (*shape[:axis], len(picks), *shape[axis + 1 :]), axis=axis)
+        return
+    start, end, step = b.draw(st.integers(-6, 5)), b.draw(st.integers(-7, 6)), b.draw(st.sampled_from([1, 2, -1, -2]))
+    made = len(np.arange(size)[start:end:step])
+    if not made:
+        return
+    inputs: list[ir.Value | None] = [value, *(b.constant(np.array([n])) for n in (start, end, axis, step))]
+    b.add("Slice", inputs, (*shape[:axis], made, *shape[axis + 1 :]))
+
+
+def blocks(b: Builder) -> None:
+    value, shape = b.pick()
+    if len(shape) != 4:
+        return
+    n, c, h, w = shape
+    if c % 4 == 0:
+        mode = b.draw(st.sampled_from(["DCR", "CRD"]))
+        b.add("DepthToSpace", [value], (n, c // 4, h * 2, w * 2), blocksize=2, mode=mode)
+    elif h % 2 == w % 2 == 0:
+        b.add("SpaceToDepth", [value], (n, c * 4, h // 2, w // 2), blocksize=2)
+
+
+def split(b: Builder) -> None:
+    value, shape = b.pick()
+    axis = b.draw(st.integers(1, len(shape) - 1))
+    if shape[axis] < 2:
+        return
+    first = b.draw(st.integers(1, shape[axis] - 1))
+    lengths = b.constant(np.array([first, shape[axis] - first]))
+    left = (*shape[:axis], first, *shape[axis + 1 :])
+    b.add("Split", [value, lengths], left, axis=axis)
+    node = list(b.model.graph)[-1]
+    node.resize_outputs(2)
+    node.outputs[1].name, node.outputs[1].dtype = f"{node.outputs[0].name}b", ir.DataType.DOUBLE
+    b.values.append((node.outputs[1], (*shape[:axis], shape[axis] - first, *shape[axis + 1 :])))
+
+
+def resize(b: Builder) -> None:
+    value, shape = b.pick()
+    if len(shape) != 4 or shape[2] * shape[3] > 40:
+        return
+    scales = b.constant(np.array([1.0, 1.0, 2.0, 1.0], np.float32))
+    mode = b.draw(st.sampled_from(["nearest", "linear"]))
+    b.add("Resize", [value, None, scales], (*shape[:2], shape[2] * 2, shape[3]), mode=mode)
+
+
 def positive_scale(b: Builder) -> None:
     """What a Relu or a MaxPool lets pass."""
     value, shape = b.pick()

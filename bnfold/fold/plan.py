@@ -237,5 +237,6 @@ def view_of(node: ir.Node, graph: ModelGraph) -> OpView:
         attributes=attributes_of(node),
         input_shapes=tuple(None if v is None else graph.shapes.shape(v) for v in inputs),
         output_shapes=tuple(graph.shapes.shape(v) for v in node.outputs),
+        present=frozenset(index for index, value in enumerate(inputs) if value is not None),
         constants=constants,
     )

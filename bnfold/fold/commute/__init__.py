@@ -19,7 +19,9 @@ from bnfold.fold.commute.joins import Concatenation, Sum
 from bnfold.fold.commute.layout import PassThrough, Permute, Relayout
 from bnfold.fold.commute.pointwise import PositivelyHomogeneous
 from bnfold.fold.commute.pooling import Pool, Reduction
+from bnfold.fold.commute.resampling import Padding, Resampling
 from bnfold.fold.commute.rule import OpView, Rule
+from bnfold.fold.commute.selection import Blocks, Gathering, Slicing, Splitting
 
 __all__ = ["RULES", "OpView", "Rule"]
 
@@ -28,21 +30,29 @@ RULES: Mapping[str, Rule] = {
     "Add": Sum(),
     "AveragePool": Pool(),
     "Concat": Concatenation(),
+    "DepthToSpace": Blocks(),
     "Dropout": PassThrough(),
     "Flatten": Relayout(),
+    "Gather": Gathering(),
     "GlobalAveragePool": Pool(),
     "GlobalMaxPool": Pool(),
     "Identity": PassThrough(),
     "LeakyRelu": PositivelyHomogeneous(),
     "MaxPool": Pool(),
+    "Pad": Padding(),
     "PRelu": PositivelyHomogeneous(),
     "ReduceMax": Reduction(),
     "ReduceMean": Reduction(),
     "Relu": PositivelyHomogeneous(),
     "Reshape": Relayout(),
+    "Resize": Resampling(),
+    "Slice": Slicing(),
+    "SpaceToDepth": Blocks(),
+    "Split": Splitting(),
     "Squeeze": Relayout(),
     "Sub": Sum(),
     "Sum": Sum(),
     "Transpose": Permute(),
     "Unsqueeze": Relayout(),
+    "Upsample": Resampling(),
 }

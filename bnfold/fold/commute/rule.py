@@ -26,6 +26,7 @@ class OpView:
         attributes: its attributes as plain values.
         input_shapes: of each input; None where the rank is unknown or the input is absent.
         output_shapes: of each output.
+        present: the indices of the inputs that are there.
         constants: the constant inputs by index.
     """
 
@@ -34,6 +35,7 @@ class OpView:
     attributes: Mapping[str, Any]
     input_shapes: tuple[Shape | None, ...]
     output_shapes: tuple[Shape | None, ...]
+    present: frozenset[int]
     constants: Mapping[int, NDArray[Any]]
 
 
