@@ -4,6 +4,7 @@
 
     BnfoldError              the root: one sentence that says what, where and what to do
     ├── InputError           something that the caller gave cannot be used
+    │   ├── OptionError      an option of a call that is out of range, or contradicts another
     │   ├── ModelError       an ONNX file that is missing, damaged, unsafe or not supported
     │   ├── DataError        a data set that is missing or not laid out as was said
     │   └── CheckpointError  weights that are missing, damaged or for another architecture
@@ -26,6 +27,10 @@ class BnfoldError(Exception):
 
 class InputError(BnfoldError):
     """Something that the caller gave cannot be used."""
+
+
+class OptionError(InputError):
+    """An option of a call is out of range, or contradicts another; the command line exits with 2, wrong usage."""
 
 
 class ModelError(InputError):

@@ -17,16 +17,20 @@ StrPath = str | os.PathLike[str]
 
 
 def check_output_file(path: StrPath) -> Path:
-    """Return ``path`` as a :class:`~pathlib.Path` if a file can be created there.
+    """Return the :class:`~pathlib.Path` of the file to write, links followed, if one can be created there.
 
     Call it before long work starts, so that a wrong path costs seconds rather than hours.
 
     Raises:
-        OutputError: the path is a folder, or its parent folder does not exist or cannot be written.
+        OutputError: the path is a folder or a device, or its parent folder does not exist or cannot be written.
     """
     target = Path(path)
+    if target.is_symlink():  # what it leads to is written, as any program would
+        target = target.resolve()
     if target.is_dir():
         raise OutputError(f"{target} is a folder; give the path of a file to write")
+    if target.exists() and not target.is_file():
+        raise OutputError(f"{target} is not a regular file; give the path of a file to write")
     if not target.parent.is_dir():
         raise OutputError(f"the folder {target.parent} does not exist; create it first")
     if not os.access(target.parent, os.W_OK):
@@ -80,10 +84,11 @@ def write_bytes(path: StrPath, content: bytes) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    with staging_folder(path) as folder:
+    target = check_output_file(path)
+    with staging_folder(target) as folder:
         staged = folder / "content"
         staged.write_bytes(content)
-        publish(staged, path)
+        publish(staged, target)
 
 
 def write_text(path: StrPath, content: str) -> None:

@@ -18,6 +18,9 @@ ExternalData = Literal["auto", "always", "never"]
 #: A protobuf message cannot exceed 2 GiB; ``auto`` moves the weights out well before that.
 _EMBED_LIMIT = 1 << 30
 
+#: Suffixes under which onnx reads and writes text.
+_TEXT_SUFFIXES = (".json", ".onnxjson", ".onnxtext", ".onnxtxt", ".pbtxt", ".prototxt", ".textproto", ".txtpb")
+
 
 def load_model(path: StrPath) -> ir.Model:
     """Load an ONNX file; weights kept in external data are mapped, not read.
@@ -32,7 +35,7 @@ def load_model(path: StrPath) -> ir.Model:
     if not source.exists():
         raise ModelError(f"{source} does not exist")
     try:
-        proto = onnx.load(source, load_external_data=False)
+        proto = onnx.load(source, format="protobuf", load_external_data=False)
     except DecodeError as error:
         raise ModelError(f"{source} is not an ONNX model, or is damaged: it cannot be parsed") from error
     except OSError as error:
@@ -160,9 +163,21 @@ def save_model(model: ir.Model, path: StrPath, *, external_data: ExternalData = 
     Raises:
         OutputError: the file cannot be written, or is too large to be written without external data.
     """
-    target = check_output_file(path)
+    target = check_model_output(path)
     with staging_folder(target) as folder:
         publish_model(write_model(model, folder / target.name, external_data=external_data), target)
+    return target
+
+
+def check_model_output(path: StrPath) -> Path:
+    """Like :func:`bnfold.files.check_output_file`, for a model; onnx takes some suffixes for text formats.
+
+    Raises:
+        OutputError: a model cannot be written there.
+    """
+    target = check_output_file(path)
+    if target.suffix in _TEXT_SUFFIXES:
+        raise OutputError(f"{target}: a model is written in ONNX's binary format; end the name in .onnx")
     return target
 
 

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from bnfold.errors import BnfoldError, InputError, ModelError, OutputError
-from bnfold.files import StrPath, check_output_file, staging_folder
+from bnfold.files import StrPath, staging_folder
 from bnfold.fold import fold
 from bnfold.fold.linear import LINEAR_OPS
 from bnfold.fold.report import FoldReport
@@ -21,6 +21,7 @@ from bnfold.fold.sites import Selection, is_batch_norm
 from bnfold.graph import label
 from bnfold.model_file import (
     ExternalData,
+    check_model_output,
     data_file,
     external_tensors,
     from_proto,
@@ -115,7 +116,7 @@ def optimize(
             raise InputError("a proof compares two files; give an output path, or call bnfold.verify yourself")
         work = _loaded(model)
         return OptimizeResult(work, _fold(work, options))
-    target = check_output_file(output)
+    target = check_model_output(output)
     if _is_input(model, target) and not options.in_place:
         raise OutputError(f"{target} is the input itself; write elsewhere, or ask for it with --in-place")
     work = _loaded(model)

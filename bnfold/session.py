@@ -97,7 +97,7 @@ def create_session(model: str | Path | bytes, options: SessionOptions | None = N
     if wanted not in available:
         raise ProviderError(
             f"{wanted} is not part of this onnxruntime {ort.__version__}, which has {', '.join(available)}; "
-            "install the onnxruntime package that brings it"
+            f"{_remedy(wanted)}"
         )
     settings = ort.SessionOptions()
     settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[options.level])
@@ -126,6 +126,12 @@ def create_session(model: str | Path | bytes, options: SessionOptions | None = N
         )
     session.disable_fallback()
     return session
+
+
+def _remedy(provider: str) -> str:
+    if provider in (PROVIDERS["cuda"], PROVIDERS["tensorrt"]):
+        return "uninstall onnxruntime, then pip install 'bnfold[cuda]'"
+    return "install the onnxruntime package that brings it"
 
 
 def run_session(session: Any, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -63,7 +63,7 @@ def infer_shapes(model: ir.Model) -> ShapeTable:
                     value.type = None
     if copy.ir_version >= 4:
         for value in copy.graph.inputs:
-            if value.name in copy.graph.initializers:
+            if value.name is not None and value.name in copy.graph.initializers:
                 del copy.graph.initializers[value.name]
     common_passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copy)
     infos: dict[ir.Value, ValueInfo] = {}

@@ -36,7 +36,7 @@ def show_folds(output: Output, report: FoldReport, *, tense: str) -> None:
                 _abbreviated(record.op),
                 record.channels or "?",
                 fate(record),
-                record.sentence + (f" ({record.hint})" if record.hint else ""),
+                record.sentence + (f"; {record.hint}" if record.hint else ""),
                 "folds" if record.ort_folds else "keeps",
             )
             for record in report.records
@@ -56,7 +56,7 @@ def summary(report: FoldReport, *, tense: str) -> str:
         sentence = "No batch norm in this model."
     else:
         gone = sum(record.fate == "folded" for record in norms)
-        verb = "fold" if tense == "would" else "folded"
+        verb = "folded" if tense != "would" else "folds" if gone == 1 else "fold"
         sentence = f"{gone} of {len(norms)} batch norm{'s' * (len(norms) > 1)} {verb}; {report.batch_norms_after} left."
     others = sum(record.fate != "kept" for record in report.records) - sum(r.fate != "kept" for r in norms)
     if others:

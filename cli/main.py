@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from importlib import import_module, metadata
 
@@ -26,8 +27,18 @@ COMMANDS = {
 }
 
 
+class _ReaderGoneError(Exception):
+    """Whoever read the output has stopped reading: ``bnfold … | head``."""
+
+
 class _LazyGroup(click.Group):
     """A group whose commands live in ``bnfold.cli.NAME`` and are imported when they are run."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _ReaderGoneError from error  # before click makes it an exit code that means "no"
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -59,22 +70,32 @@ def bnfold() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the program and return its exit code."""
-    from bnfold.errors import BnfoldError
+    from bnfold.errors import BnfoldError, OptionError
 
     state = {"debug": False}
     try:
         # With standalone_mode off, an exit code that a command asks for comes back as the value.
         code = bnfold.main(arguments, prog_name="bnfold", standalone_mode=False, obj=state)
+        sys.stdout.flush()  # here, where a full disk or a closed pipe can still be told of
     except click.ClickException as error:
         error.show()
         return 2
     except (KeyboardInterrupt, click.Abort):
         click.echo("bnfold: interrupted", err=True)
         return 130
-    except BrokenPipeError:
-        # The reader of a pipe went away (`bnfold … | head`): end quietly, as other tools do.
+    except (_ReaderGoneError, BrokenPipeError):
+        # End quietly, with the code of a program that SIGPIPE ended.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if state["debug"]:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        click.echo(f"bnfold: {where}{error.strerror or error}", err=True)
+        return 3
+    except OptionError as error:
+        click.echo(f"bnfold: {error}", err=True)
+        return 2
     except BnfoldError as error:
         if state["debug"]:
             raise
@@ -87,4 +108,6 @@ def run() -> None:
     """Entry point of the console script."""
     # What bnfold has to say it says itself; without a handler, libraries' warnings would go to stderr.
     logging.getLogger().addHandler(logging.NullHandler())
+    # An orderly end, so that half-written files are cleaned away.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(143))
     sys.exit(main())

@@ -46,6 +46,8 @@ def command(
     """
     if report is not None and Path(report).suffix not in (".json", ".html"):
         raise click.BadParameter("give a file that ends in .json or .html", param_hint="--report")
+    if report is not None and Path(report).resolve() == Path(out).resolve():
+        raise click.BadParameter("the report would replace the model", param_hint="--report")
     from typing import Literal, cast
 
     from bnfold.cli.folds import show_folds
@@ -70,7 +72,8 @@ def command(
     if report is not None:
         write_fold_report(result, Path(model), Path(report))
     if result.verification is not None and result.verification.verdict == "nothing proven":
-        output.show("Nothing was proven, because nothing was folded or no output depends on an input.")
+        output.show("Nothing was folded, so that there was nothing to prove." if result.report.unchanged
+                    else f"Not proven: {result.verification.sentence}.")  # fmt: skip
     elif result.verification is not None:
         output.show(f"Verified: {result.verification.sentence}.")
     if result.path is None:

@@ -43,9 +43,9 @@ def command(
     with output.progress() as progress:
         result = predict(model, data, out, options, progress)
     if out is None:
-        rows = [(p.sample, p.name, f"{p.probability:.4f}", "" if p.label is None else p.label)
+        rows = [(p.sample, p.name, f"{p.probability:.4f}", p.label_name or "")
                 for p in result.predictions[:_SHOWN]]  # fmt: skip
-        output.show(table("", ["sample", "predicted", "probability", "label"], rows, right=["probability", "label"]))
+        output.show(table("", ["sample", "predicted", "probability", "label"], rows, right=["probability"]))
         if len(result.predictions) > _SHOWN:
             output.show(f"… and {len(result.predictions) - _SHOWN} more; --out FILE.csv writes them all.")
     accuracy = "" if result.accuracy is None else f" Accuracy {result.accuracy:.2%}."

@@ -7,6 +7,7 @@ stdout carries exactly one JSON document and all that is meant for people moves 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,15 +42,22 @@ class Output:
     def _console(self, *, stderr: bool) -> Console:
         from rich.console import Console
 
+        class PlainConsole(Console):
+            def on_broken_pipe(self) -> None:
+                raise BrokenPipeError  # rich would end the program as if its answer were "no"
+
         stream = sys.stderr if stderr else sys.stdout
         # Piped tables are not squeezed into the 80 columns that rich assumes for a pipe.
-        width = None if stream.isatty() else 110
-        return Console(file=stream, width=width, highlight=False, soft_wrap=False)
+        width = None if stream.isatty() or "COLUMNS" in os.environ else 110
+        return PlainConsole(file=stream, width=width, highlight=False)
 
     def show(self, *renderables: RenderableType) -> None:
         """Print tables or sentences (rich markup) for people."""
         if not self.quiet:
-            self._console(stderr=self.as_json).print(*renderables)
+            console = self._console(stderr=self.as_json)
+            for renderable in renderables:
+                # A sentence in a pipe stays on one line, so that it can be searched.
+                console.print(renderable, soft_wrap=isinstance(renderable, str) and not console.is_terminal)
 
     def detail(self, *renderables: RenderableType) -> None:
         """Print what only ``--verbose`` asks for."""
@@ -61,7 +69,8 @@ class Output:
         if not self.quiet:
             from rich.markup import escape
 
-            self._console(stderr=True).print(f"[yellow]warning:[/] {escape(message)}")
+            console = self._console(stderr=True)
+            console.print(f"[yellow]warning:[/] {escape(message)}", soft_wrap=not console.is_terminal)
 
     def document(self, document: Any) -> None:
         """Print the command's JSON document, if ``--json`` was given."""

@@ -12,7 +12,8 @@ HEAD = """# Command line
 
 Every command is one function of the library. Exit codes: 0 done; 1 ran, and the answer is no (a mismatch, slower than
 allowed, `--strict` and a batch norm left); 2 wrong usage; 3 bad input or environment (one sentence says what, where
-and what to do); 130 interrupted. With `--json`, stdout carries one JSON document and nothing else.
+and what to do); 130 interrupted; 141 the reader of a pipe has
+gone. With `--json`, stdout carries one JSON document and nothing else.
 
 This page is generated from `--help`; do not edit it.
 """

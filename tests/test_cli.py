@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ def test_inspect_shows_each_batch_norm_and_its_fate(model: Path, capsys: pytest.
     assert run("inspect", model) == 0
     out = capsys.readouterr().out
     assert "back into c" in out
-    assert "1 of 2 batch norms fold; 1 left." in out
+    assert "1 of 2 batch norms folds; 1 left." in out
     assert max(map(len, out.splitlines())) <= 110
 
 
@@ -179,6 +180,90 @@ def test_provider_that_is_installed_but_cannot_run_is_an_error(
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     assert run("predict", model, "digits", "--provider", "cuda") == 3
     assert "installed but cannot run" in capsys.readouterr().err
+
+
+def test_output_that_is_no_regular_file_is_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert run("optimize", model, tmp_path / "pipe", "--no-verify") == 3
+    assert run("optimize", model, "/dev/null", "--no-verify") == 3
+    assert capsys.readouterr().err.count("is not a regular file") == 2
+    assert Path("/dev/null").is_char_device()
+
+
+def test_link_is_followed_and_stays_a_link(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    link, target = tmp_path / "link.onnx", tmp_path / "real" / "target.onnx"
+    link.symlink_to(target)
+    assert run("optimize", model, link, "-q") == 0
+    assert link.is_symlink()
+    assert onnx.load(target).graph.node
+
+
+def test_suffix_of_a_text_format_is_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("optimize", model, tmp_path / "out.json") == 3
+    assert "end the name in .onnx" in capsys.readouterr().err
+
+
+def test_report_in_the_place_of_the_model_is_wrong_usage(model: Path, tmp_path: Path) -> None:
+    assert run("optimize", model, tmp_path / "out.html", "--report", tmp_path / "out.html") == 2
+    assert not (tmp_path / "out.html").exists()
+
+
+def test_option_out_of_range_is_wrong_usage(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("verify", model, model, "--rtol", "nan") == 2
+    assert run("train", "--epochs", "0", "-o", tmp_path / "run") == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def program(*arguments: object) -> list[str]:
+    return [sys.executable, "-P", "-m", "bnfold", *map(str, arguments)]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("option", ["--json -q", "--verbose"])
+def test_full_disk_under_the_output_is_one_sentence(model: Path, option: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            program("inspect", model, *option.split()), stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 3
+    assert done.stderr == "bnfold: No space left on device\n"
+
+
+@pytest.mark.parametrize("option", ["--json -q", "--verbose"])
+def test_reader_that_goes_away_is_not_an_answer(model: Path, option: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        program("inspect", model, *option.split()), stdout=write, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(write)
+    assert done.returncode == 141
+    assert done.stderr == ""
+
+
+def test_sigterm_cleans_up(model: Path, tmp_path: Path) -> None:
+    """Stopped while it writes, the program leaves no hidden folder behind."""
+    stop = (
+        "import os, signal, sys, onnx_ir; save = onnx_ir.save;"
+        "onnx_ir.save = lambda *a, **k: (save(*a, **k), os.kill(os.getpid(), signal.SIGTERM));"
+        "from bnfold.cli import main; sys.argv[0] = 'bnfold'; main.run()"
+    )
+    arguments = ["optimize", str(model), str(tmp_path / "out.onnx"), "--no-verify"]
+    done = subprocess.run([sys.executable, "-P", "-c", stop, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 143
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_model_in_which_nothing_folds_is_copied_with_a_word(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("optimize", model, tmp_path / "a.onnx", "-q") == 0
+    assert run("optimize", tmp_path / "a.onnx", tmp_path / "b.onnx", "--report", tmp_path / "b.html") == 0
+    assert "Nothing was folded" in capsys.readouterr().out
+    assert "Does it compute the same" not in (tmp_path / "b.html").read_text()
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

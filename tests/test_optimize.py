@@ -144,7 +144,7 @@ def test_report_is_plain_json(tmp_path: Path) -> None:
     assert json.loads(json.dumps(document)) == document
     first, second = document["report"]["records"]
     assert (first["fate"], first["direction"], first["into"]) == ("folded", "backward", ["c"])
-    assert (second["fate"], second["reason"]) == ("kept", "graph-output")
+    assert (second["fate"], second["reason"]) == ("kept", "nonzero-shift")
 
 
 def test_a_proof_without_an_output_is_refused(tmp_path: Path) -> None:

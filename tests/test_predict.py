@@ -127,6 +127,50 @@ def test_pickled_objects_are_never_loaded(tmp_path: Path) -> None:
         bnfold.predict(classifier(tmp_path), str(tmp_path / "data.npy"))
 
 
+def test_truncated_archive_is_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x=images()[0])
+    (tmp_path / "data.npz").write_bytes((tmp_path / "data.npz").read_bytes()[:100])
+    with pytest.raises(DataError, match="is damaged"):
+        bnfold.predict(classifier(tmp_path), str(tmp_path / "data.npz"))
+
+
+def test_logits_that_are_no_numbers_are_an_error(tmp_path: Path) -> None:
+    x = images()[0].astype(np.float32)
+    x[4] = np.nan
+    np.save(tmp_path / "data.npy", x)
+    with pytest.raises(ModelError, match="not finite for sample 4"):
+        bnfold.predict(classifier(tmp_path), str(tmp_path / "data.npy"))
+
+
+def test_labels_are_matched_by_name(tmp_path: Path) -> None:
+    """The folders are sorted by name; the model knows its classes in another order."""
+    from PIL import Image
+
+    x, labels = images(12)
+    for index, (image, label) in enumerate(zip(x, labels, strict=True)):
+        folder = tmp_path / "data" / "test" / ["red", "green", "blue"][label]
+        folder.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / "train" / folder.name).mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(image.transpose(1, 2, 0))
+        picture.save(folder / f"{index}.png")
+        picture.save(tmp_path / "data" / "train" / folder.name / f"{index}.png")
+    path = classifier(tmp_path, normalization=NORMAL, classes=["red", "green", "blue"])
+    result = bnfold.predict(path, f"imagefolder:{tmp_path / 'data'}")
+    assert result.accuracy == 1.0
+    assert all(p.name == p.label_name for p in result.predictions)
+    other = classifier(tmp_path, normalization=NORMAL, classes=["red", "green", "violet"])
+    with pytest.raises(DataError, match="'blue' that the model does not know"):
+        bnfold.predict(other, f"imagefolder:{tmp_path / 'data'}")
+
+
+def test_images_with_channels_last_are_turned(tmp_path: Path) -> None:
+    x, y = images()
+    wide = np.repeat(np.repeat(x, 2, axis=2), 2, axis=3)
+    np.savez(tmp_path / "data.npz", x=wide.transpose(0, 2, 3, 1), y=y)
+    path = classifier(tmp_path, TEXT.replace("2,2", "4,4"), normalization=NORMAL)
+    assert bnfold.predict(path, str(tmp_path / "data.npz")).accuracy == 1.0
+
+
 def test_class_names_must_be_as_many_as_logits(tmp_path: Path) -> None:
     x, _ = images()
     np.save(tmp_path / "data.npy", x.astype(np.float32))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 
-from bnfold.errors import InputError
+from bnfold.errors import OptionError
 from bnfold.session import LEVELS, SessionOptions, provider_name
 
 #: Seconds that each model of a comparison gets in each setting, unless ``seconds`` says otherwise.
@@ -95,24 +95,24 @@ class BenchmarkOptions:
 
     def __post_init__(self) -> None:
         if not (self.providers and self.threads and self.levels):
-            raise InputError("a benchmark needs at least one provider, one thread count and one level")
+            raise OptionError("a benchmark needs at least one provider, one thread count and one level")
         for provider in self.providers:
             provider_name(provider)
         for level in self.levels:
             if level not in LEVELS:
-                raise InputError(f"unknown optimization level {level!r}; use one of {', '.join(LEVELS)}")
+                raise OptionError(f"unknown optimization level {level!r}; use one of {', '.join(LEVELS)}")
         if any(batch < 1 for batch in self.batches):
-            raise InputError("a batch size is at least 1")
+            raise OptionError("a batch size is at least 1")
         if any(threads < 0 for threads in self.threads):
-            raise InputError("a thread count is at least 0, which leaves the choice to ONNX Runtime")
+            raise OptionError("a thread count is at least 0, which leaves the choice to ONNX Runtime")
         if self.seconds is not None and not 0 < self.seconds < float("inf"):
-            raise InputError("the time of a benchmark is a positive number of seconds")
+            raise OptionError("the time of a benchmark is a positive number of seconds")
         if self.launches < 2:
-            raise InputError("a benchmark needs at least 2 launches, to see how much launches differ")
+            raise OptionError("a benchmark needs at least 2 launches, to see how much launches differ")
         if self.seed < 0:
-            raise InputError("a seed is at least 0")
+            raise OptionError("a seed is at least 0")
         if any(size < 0 for shape in self.input_shapes.values() for size in shape):
-            raise InputError("the sizes of an input shape are at least 0")
+            raise OptionError("the sizes of an input shape are at least 0")
 
     def settings(self) -> tuple[Setting, ...]:
         """Every combination, each once, in the order given."""

@@ -7,7 +7,7 @@ import io
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.deployment.samples import Samples, load_samples
-from bnfold.errors import DataError, InputError, ModelError, OutputError
+from bnfold.errors import DataError, ModelError, OptionError, OutputError
 from bnfold.files import StrPath, check_output_file, write_text
 from bnfold.progress import Progress, silent
 from bnfold.session import SessionOptions, create_session, run_session
@@ -54,9 +54,9 @@ class PredictOptions:
 
     def __post_init__(self) -> None:
         if self.batch < 1:
-            raise InputError(f"batch is {self.batch}; it must be at least 1")
+            raise OptionError(f"batch is {self.batch}; it must be at least 1")
         if self.split not in ("test", "train"):
-            raise InputError(f"split is {self.split!r}; it is test or train")
+            raise OptionError(f"split is {self.split!r}; it is test or train")
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class Prediction:
         name: name of that class.
         probability: its softmax.
         label: the true class, where known.
+        label_name: its name.
     """
 
     sample: str
@@ -76,6 +77,7 @@ class Prediction:
     name: str
     probability: float
     label: int | None
+    label_name: str | None
 
     def to_json(self) -> dict[str, Any]:
         """The prediction as plain data."""
@@ -85,6 +87,7 @@ class Prediction:
             "name": self.name,
             "probability": self.probability,
             "label": self.label,
+            "label_name": self.label_name,
         }
 
 
@@ -162,6 +165,7 @@ def predict(
     reader = _Reader.of(session, str(model))
     samples = load_samples(data, options.split, reader.image_size)
     classes = _class_names(options.labels) or reader.classes or samples.classes
+    samples = _with_labels_of(samples, classes)
     logits, seconds = _run(session, reader, samples, options, progress)
     result = PredictResult(
         predictions=tuple(_predictions(samples, logits, classes)),
@@ -214,9 +218,20 @@ class _Reader:
     def batch_size(self, wanted: int) -> int:
         return self.shape[0] if self.shape and isinstance(self.shape[0], int) else wanted
 
+    def _channels_first(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Images (N, H, W) and (N, H, W, C) as the (N, C, H, W) that the model takes."""
+        if len(self.shape) != 4:
+            return values
+        if values.ndim == 3:
+            return values[:, None]
+        channels = self.shape[1]
+        if values.ndim == 4 and isinstance(channels, int) and values.shape[3] == channels != values.shape[1]:
+            return np.moveaxis(values, 3, 1)
+        return values
+
     def prepare(self, samples: Samples) -> NDArray[Any]:
         """The samples as the model takes them."""
-        values = samples.values
+        values = self._channels_first(samples.values)
         if self.normalization is not None and values.ndim == 4:
             if len(self.normalization.mean) != values.shape[1]:
                 raise DataError(f"{self.model} was trained on {len(self.normalization.mean)} channels, "
@@ -252,7 +267,35 @@ def _run(
             )
         parts.append(logits[: len(logits) - short])
         progress("predicting", min(start + size, len(values)), len(values))
-    return np.concatenate(parts), time.perf_counter() - started
+    logits = np.concatenate(parts)
+    seconds = time.perf_counter() - started
+    undecided = np.flatnonzero(np.isnan(logits).any(axis=1) | np.isposinf(logits).any(axis=1))
+    if len(undecided):
+        raise ModelError(f"{reader.model} yields logits that are not finite for sample {samples.names[undecided[0]]}")
+    return logits, seconds
+
+
+def _with_labels_of(samples: Samples, classes: Sequence[str]) -> Samples:
+    """The samples with their labels counted as the model counts: matched by name where both sides have names.
+
+    Folders are sorted by name, and a model may know its classes in another order. Names of which none agree are
+    two vocabularies for the same numbers.
+
+    Raises:
+        DataError: some names agree and others do not.
+    """
+    if samples.labels is None or not samples.classes or tuple(classes) == samples.classes:
+        return samples
+    known = set(classes) & set(samples.classes)
+    if not known:
+        return samples
+    strange = [name for name in samples.classes if name not in known]
+    if strange:
+        raise DataError(
+            f"the data has a class {strange[0]!r} that the model does not know; it knows {', '.join(classes)}"
+        )
+    number = np.array([list(classes).index(name) for name in samples.classes], np.int64)
+    return replace(samples, labels=number[samples.labels], classes=tuple(classes))
 
 
 def _class_names(file: StrPath | None) -> tuple[str, ...]:
@@ -267,24 +310,32 @@ def _class_names(file: StrPath | None) -> tuple[str, ...]:
 def _predictions(samples: Samples, logits: NDArray[Any], classes: Sequence[str]) -> Iterator[Prediction]:
     if classes and len(classes) != logits.shape[1]:
         raise DataError(f"there are {len(classes)} class names for {logits.shape[1]} logits")
+
+    def named(number: int) -> str:
+        return classes[number] if number < len(classes) else str(number)
+
     wide = logits.astype(np.float64)
     weights = np.exp(wide - wide.max(axis=1, keepdims=True))
     probabilities = weights / weights.sum(axis=1, keepdims=True)
     best = wide.argmax(axis=1)
     for row, name in enumerate(samples.names):
         predicted = int(best[row])
+        label = None if samples.labels is None else int(samples.labels[row])
         yield Prediction(
             sample=name,
             predicted=predicted,
-            name=classes[predicted] if classes else str(predicted),
+            name=named(predicted),
             probability=float(probabilities[row, predicted]),
-            label=None if samples.labels is None else int(samples.labels[row]),
+            label=label,
+            label_name=None if label is None else named(label),
         )
 
 
 def _as_csv(result: PredictResult) -> str:
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, ["sample", "predicted", "name", "probability", "label"], lineterminator="\n")
+    writer = csv.DictWriter(
+        stream, ["sample", "predicted", "name", "probability", "label", "label_name"], lineterminator="\n"
+    )
     writer.writeheader()
     writer.writerows(prediction.to_json() for prediction in result.predictions)
     return stream.getvalue()

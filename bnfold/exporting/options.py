@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bnfold.errors import InputError
+from bnfold.errors import OptionError
 from bnfold.files import StrPath
 
 #: The opset of an export where none is asked for, whatever the version of torch.
@@ -43,8 +43,8 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         if self.opset < 7:
-            raise InputError(f"opset is {self.opset}; batch norm has its present form from opset 7 on")
+            raise OptionError(f"opset is {self.opset}; batch norm has its present form from opset 7 on")
         if self.input_shape is not None and (not self.input_shape or min(self.input_shape) < 1):
-            raise InputError(f"input_shape is {self.input_shape}; give sizes of at least 1, such as 3,224,224")
+            raise OptionError(f"input_shape is {self.input_shape}; give sizes of at least 1, such as 3,224,224")
         if self.seed < 0:
-            raise InputError(f"seed is {self.seed}; it must be at least 0")
+            raise OptionError(f"seed is {self.seed}; it must be at least 0")

@@ -58,7 +58,7 @@ def load_source(source: StrPath, options: ExportOptions) -> Network:
         if options.model is None and path.suffix == ".safetensors" and beside.is_file():
             return _of_run(read_run(path.parent), path, options)
         if options.model is None:
-            raise InputError(f"{path} holds weights; name the network that they are for (model)")
+            raise InputError(f"{path} holds weights; name the network that they are for (--model)")
         return _by_name(options.model, path, options)
     if is_network_name(text):
         if options.model is not None:
@@ -95,7 +95,7 @@ def _of_run(run: Run, weights: Path, options: ExportOptions) -> Network:
 
 def _by_name(name: str, weights: Path | None, options: ExportOptions) -> Network:
     if options.input_shape is None:
-        raise InputError(f"the shape of one input of {name} is not known; give it, such as input_shape 3,224,224")
+        raise InputError(f"the shape of one input of {name} is not known; give it, such as --input-shape 3,224,224")
     return _network(name, options.model_args, weights, options.input_shape, {}, options)
 
 

@@ -184,7 +184,7 @@ class Linear:
         half_step = _limit(dtype, "smallest_subnormal") / 2
         for axes, stored in (((2, 3), self.out_magnitude), ((1, 3), self.in_magnitude)):
             own = half_step / np.where(stored > 0, stored, np.inf)
-            allowed = 2 * np.maximum(unit_roundoff(dtype), own).reshape(exact.shape[0], -1)
+            allowed = 2 * np.maximum(unit_roundoff(dtype), own).reshape(len(exact), -1)
             if np.any(error.max(axis=axes) > allowed * largest.max(axis=axes)):
                 return Refusal(Reason.UNDERFLOW, f"a folded channel would underflow {dtype.name}")
         return None

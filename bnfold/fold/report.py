@@ -254,6 +254,11 @@ class FoldReport:
         """The records of batch norms."""
         return tuple(r for r in self.records if r.kind is Kind.BATCH_NORM)
 
+    @property
+    def unchanged(self) -> bool:
+        """Whether nothing was folded at all."""
+        return self.nodes_before == self.nodes_after and all(isinstance(r.outcome, Kept) for r in self.records)
+
     def counts(self, kind: Kind) -> Counter[str]:
         """How many of a kind were folded, collapsed and kept."""
         return Counter(record.fate for record in self.records if record.kind is kind)

@@ -74,6 +74,7 @@ def op_counts(before: Mapping[str, int], after: Mapping[str, int]) -> str:
         axes.bar_label(bars, padding=3, fontsize=8)
     axes.set_yticks(rows, names)
     axes.invert_yaxis()
+    axes.xaxis.set_major_locator(require("matplotlib.ticker", "plot").MaxNLocator(integer=True))
     axes.set(xlabel="nodes")
     axes.legend(frameon=False, fontsize=9, loc="lower right")
     return _svg(figure)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from bnfold.errors import InputError
+from bnfold.errors import InputError, OptionError
 from bnfold.files import StrPath
 
 #: Learning rate and weight decay of each optimizer, where none is asked for.
@@ -76,9 +76,9 @@ class TrainOptions:
         for name, rule in _RULES.items():
             value = getattr(self, name)
             if not rule.accepts(value):
-                raise InputError(f"{name} is {value!r}; it must be {rule.description}")
+                raise OptionError(f"{name} is {value!r}; it must be {rule.description}")
         if self.resume and self.overwrite:
-            raise InputError("resume and overwrite contradict each other; choose one")
+            raise OptionError("resume and overwrite contradict each other; choose one")
 
     @property
     def peak_lr(self) -> float:

@@ -60,7 +60,9 @@ def previous_run(folder: Path, options: TrainOptions) -> Run | None:
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; give the folder of a run")
     if (folder / RUN_FILE).exists() and not options.overwrite:
-        raise OutputError(f"{folder} holds a run already; resume it, overwrite it, or choose another folder")
+        raise OutputError(
+            f"{folder} holds a run already; go on (--resume), start anew (--overwrite), or choose another folder"
+        )
     return None
 
 

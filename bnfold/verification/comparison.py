@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bnfold.errors import InputError, ModelError
+from bnfold.errors import ModelError, OptionError
 from bnfold.extras import require
 from bnfold.files import StrPath
 from bnfold.progress import Progress, silent
@@ -65,12 +65,12 @@ class VerifyOptions:
 
     def __post_init__(self) -> None:
         if self.samples < 1:
-            raise InputError(f"the number of samples must be at least 1, not {self.samples}")
+            raise OptionError(f"the number of samples must be at least 1, not {self.samples}")
         for name, value in (("rtol", self.rtol), ("atol", self.atol)):
             if value is not None and not (0 <= value < np.inf):
-                raise InputError(f"{name} must be a number from 0 on, not {value}")
+                raise OptionError(f"{name} must be a number from 0 on, not {value}")
         if self.level not in LEVELS:
-            raise InputError(f"unknown optimization level {self.level!r}; use one of {', '.join(LEVELS)}")
+            raise OptionError(f"unknown optimization level {self.level!r}; use one of {', '.join(LEVELS)}")
         provider_name(self.provider)
 
 

@@ -80,7 +80,9 @@ class Subject:
                 self._source, SessionOptions(provider=provider, level=level, provider_options=settings)
             )
         except ModelError as error:
-            raise ModelError(f"{self.label} cannot be run, only compared in float64 (--no-runtime): {error}") from error
+            raise ModelError(
+                f"{self.label} cannot be run, only compared in float64 (bnfold verify --no-runtime): {error}"
+            ) from error
 
     def plain_session(self) -> tuple[Any, str]:
         """A session on the CPU with optimizations off, and a note where that had to be the basic level instead.
@@ -107,7 +109,9 @@ class Subject:
         try:
             return run_session(session, values)
         except ModelError as error:
-            raise ModelError(f"{self.label} cannot be run, only compared in float64 (--no-runtime): {error}") from error
+            raise ModelError(
+                f"{self.label} cannot be run, only compared in float64 (bnfold verify --no-runtime): {error}"
+            ) from error
 
     def nudged(self, seed: int) -> Subject:
         """This model with each weight moved to a neighbouring number of its type, up or down at random."""
