@@ -47,6 +47,8 @@ class ChannelAffine:
         scale, shift = np.broadcast_arrays(
             np.atleast_1d(np.asarray(scale, np.float64)), np.atleast_1d(np.asarray(shift, np.float64))
         )
+        if not scale.size:
+            return ChannelAffine.identity()  # of no channels at all
         if np.all(scale == scale[:1]) and np.all(shift == shift[:1]):
             return ChannelAffine(None, scale[:1], shift[:1])
         return ChannelAffine(axis, scale, shift)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnfold.affine import ChannelAffine
+from bnfold.fold import fold
 from bnfold.fold.commute import RULES, OpView
 from bnfold.fold.commute.layout import matching_axis
 
@@ -226,6 +227,108 @@ def test_space_to_depth_hands_each_channel_to_its_pixels() -> None:
     assert ops(model) == {"Tanh": 1, "SpaceToDepth": 1, "Conv": 1}
 
 
+def moved_channels(arrays: dict, text: str, opset: int = 18) -> None:
+    """Nothing may fold; the op moves or resamples the channels, though there are as many as before."""
+    model = model_of(text, arrays, opset=opset)
+    before = ops(model)
+    fold(model)
+    assert ops(model) == before
+
+
+@pytest.mark.parametrize("mode", ["edge", "reflect", "constant"])
+@pytest.mark.parametrize("axes", [False, True])
+@pytest.mark.parametrize("forward", [False, True])
+def test_pad_that_moves_the_channels_and_keeps_their_number_is_not_crossed(
+    mode: str, axes: bool, forward: bool
+) -> None:
+    pad = f'Pad<mode="{mode}">(a, p, "", ax)' if axes else f'Pad<mode="{mode}">(a, p)'
+    chain = f"a = Mul(x, k) c = {pad} y = Conv(c, w)" if forward else f"a = Conv(x, w) c = {pad} y = Mul(c, k)"
+    text = f"g (double[1,3,4,4] x) => (double[1,3,4,4] y) {{ {chain} }}"
+    arrays = constants(w=(3, 3, 1, 1), k=(3, 1, 1)) | {"p": np.array([1, -1] if axes else [0, 1, 0, 0, 0, -1, 0, 0])}
+    moved_channels(arrays | ({"ax": np.array([-3])} if axes else {}), text)
+
+
+@pytest.mark.parametrize(
+    ("resize", "opset"),
+    [
+        ('Resize<mode="nearest">(a, "", s)', 13),
+        ('Resize<mode="nearest">(a, "", s)', 18),
+        ('Resize<mode="linear">(a, "", s)', 18),
+        ('Resize<mode="nearest", keep_aspect_ratio_policy="not_smaller", axes=[1,2,3]>(a, "", "", z)', 18),
+        ('Resize<mode="nearest", coordinate_transformation_mode="tf_half_pixel_for_nn">(a, "", s1)', 13),
+        ('Resize<mode="nearest">(a, "", run)', 18),
+    ],
+)
+def test_resize_that_resamples_the_channels_is_not_crossed(resize: str, opset: int) -> None:
+    text = (
+        f"g (double[1,4,30,30] x, float[4] run) => (double[N,5,P,Q] y) {{ a = Mul(x, k) c = {resize} y = Conv(c, w) }}"
+    )
+    arrays = constants(w=(5, 4, 1, 1), k=(4, 1, 1)) | {
+        "s": np.array([1, 1.2, 2, 2], np.float32), "s1": np.array([1, 1, 2, 2], np.float32), "z": np.array([4, 33, 33]),
+    }  # fmt: skip
+    moved_channels({n: a for n, a in arrays.items() if f"{n})" in text or f"{n}," in text}, text, opset)
+
+
+@pytest.mark.parametrize(
+    "resize",
+    ['Resize<mode="nearest", axes=[2,3]>(a, "", "", z)', 'Resize<mode="linear">(a, "", "", full)'],
+)
+def test_resize_of_other_axes_by_sizes_is_crossed(resize: str) -> None:
+    text = f"g (double[1,4,6,6] x) => (double[1,5,9,8] y) {{ b = Tanh(x) a = Mul(b, k) c = {resize} y = Conv(c, w) }}"
+    arrays = constants(w=(5, 4, 1, 1), k=(4, 1, 1)) | {"z": np.array([9, 8]), "full": np.array([1, 4, 9, 8])}
+    model = model_of(text, {n: a for n, a in arrays.items() if f"{n})" in text}, opset=18)
+    after, _ = folded(model)
+    assert "Mul" not in ops(after)
+
+
+def test_affine_of_a_dropout_ratio_is_not_one_of_its_data() -> None:
+    text = "g (double[1,3] x, float r) => (double[1,3] y) { m = Mul(r, k) d = Dropout(x, m) y = MatMul(d, w) }"
+    moved_channels(constants(w=(3, 3)) | {"k": np.array(0.5, np.float32)}, text, 13)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "c = Slice(b, two, two, one) d = Concat<axis=1>(c, x) y = Conv(d, w)",
+        "c = Gather<axis=1>(b, none) d = Concat<axis=1>(c, x) y = Conv(d, w)",
+        "c, e = Split<axis=1>(b, parts) y = Conv(e, w)",
+    ],
+)
+def test_no_channels_at_all_are_no_obstacle(body: str) -> None:
+    text = f"g (double[N,4,6,6] x) => (double[N,5,6,6] y) {{ a = Tanh(x) b = BatchNormalization(a, scale, bias, mean, var) {body} }}"
+    extra = {"two": np.array([2]), "one": np.array([1]), "none": np.zeros(0, np.int64), "parts": np.array([0, 4])}
+    arrays = (
+        constants(w=(5, 4, 1, 1)) | norm(4) | {n: a for n, a in extra.items() if f"{n})" in body or f"{n}," in body}
+    )
+    model, _ = folded(model_of(text, arrays))
+    assert "BatchNormalization" not in ops(model)
+
+
+@pytest.mark.parametrize("pool", ["AveragePool", "MaxPool"])
+def test_windows_of_nothing_but_padding_are_an_obstacle(pool: str) -> None:
+    text = (
+        f"g (double[1,1,2,2] x) => (double[1,1,1,1] y) {{ a = Conv(x, w) "
+        f"c = {pool}<kernel_shape=[2,2], pads=[1,1,1,1], dilations=[3,3]>(a) y = Add(c, k) }}"
+    )
+    moved_channels(constants(w=(1, 1, 1, 1)) | {"k": np.array(5.0)}, text, 19)
+
+
+def test_output_of_a_split_that_nobody_reads_is_no_obstacle() -> None:
+    text = (
+        "g (double[N,4,6,6] x) => (double[N,5,6,6] y) { a = Tanh(x) b = BatchNormalization(a, scale, bias, mean, var) "
+        "c, e = Split<axis=1>(b, parts) y = Conv(c, w) }"
+    )
+    model, _ = folded(model_of(text, constants(w=(5, 2, 1, 1)) | norm(4) | {"parts": np.array([2, 2])}))
+    assert "BatchNormalization" not in ops(model)
+
+
+def test_branch_whose_part_changes_nothing_may_be_an_input() -> None:
+    text = "g (double[N,4,6,6] x) => (double[N,8,6,6] y) { a = Conv(x, w) c = Concat<axis=1>(a, x) y = Mul(c, k) }"
+    scale = np.concatenate([np.arange(2.0, 6.0), np.ones(4)]).reshape(8, 1, 1)
+    model, _ = folded(model_of(text, constants(w=(4, 4, 1, 1)) | {"k": scale}))
+    assert ops(model) == {"Conv": 1, "Concat": 1}
+
+
 def test_indices_of_a_max_pool_do_not_change() -> None:
     text = (
         "g (double[N,3,8,8] x) => (double[N,4,3,3] y, int64[N,4,3,3] i) { d = Conv(x, w) "
@@ -287,8 +390,6 @@ def test_batch_norm_does_not_cross_what_mixes_its_channels(reason: str, body: st
     }  # fmt: skip
     arrays |= {n: a for n, a in extra.items() if f"{n}," in body or f"{n})" in body}
     if "Dropout" in body:
-        from bnfold.fold import fold
-
         model = model_of(text, arrays)
         report = fold(model)
     else:

@@ -163,8 +163,8 @@ def _walk(run: _Run) -> Iterator[tuple[ir.Node, Site | Refusal]]:
 
 
 def _fold_site(run: _Run, site: Site) -> bool:
-    if site.affine.is_identity and _drop_identity(run, site):
-        return True
+    if site.affine.is_identity:
+        return _drop_identity(run, site)
     backward = run.planner.backward(site)
     if isinstance(backward, Plan) and _apply(run, backward):
         return True
@@ -188,6 +188,8 @@ def _drop_identity(run: _Run, site: Site) -> bool:
     rename = output.is_graph_output()
     same_scope = source.producer() is not None and source.graph is output.graph
     if rename and (not same_scope or source.is_graph_output()):
+        alone = Refusal(Reason.GRAPH_OUTPUT, f"it changes nothing, and gives {source.name} its name as an output")
+        run.note(_Fate.of(site, Kept(alone)))
         return False
     run.graph.bypass(site.nodes, source, output, rename=rename)
     run.note(_Fate.of(site, Folded(Direction.IDENTITY, (), ())))

@@ -94,10 +94,12 @@ class Planner:
         search = _Search(site, [(site.output, site.affine)])
         while search.work:
             value, moving = search.work.pop()
+            if moving.is_identity:
+                continue
             if value.is_graph_output():
                 return Refusal(Reason.GRAPH_OUTPUT, f"its result {value.name} is an output of the graph")
             uses = readers(value)
-            if not uses:
+            if not uses and value is site.output:
                 return Refusal(Reason.UNSUPPORTED_OP, f"nothing reads the elements of {value.name}")
             for consumer, index in uses:
                 refusal = self._enter(search, consumer, index, value, moving)
@@ -111,6 +113,8 @@ class Planner:
         search = _Search(site, [(site.source, affine)])
         while search.work:
             value, moving = search.work.pop()
+            if moving.is_identity:
+                continue
             refusal = self._leave(search, value, moving)
             if refusal:
                 return refusal

@@ -24,7 +24,7 @@ class Concatenation(Rule):
         start = 0
         for index, length in enumerate(lengths):
             part = affine.take(slice(start, start + length))
-            parts[index] = ChannelAffine.along(axis, part.scale, part.shift) if length else ChannelAffine.identity()
+            parts[index] = ChannelAffine.along(axis, part.scale, part.shift)
             start += length
         return parts
 

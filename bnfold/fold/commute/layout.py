@@ -20,6 +20,8 @@ class PassThrough(Rule):
 
     def forward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
         """The same affine."""
+        if index != 0:
+            return Refusal(Reason.UNSUPPORTED_OP, f"the affine reaches {op.op_type} as its parameter")
         return _training(op) or {0: affine}
 
 

@@ -26,16 +26,27 @@ class Pool(Rule):
         if affine.axis is not None and affine.axis > 1:
             return Refusal(Reason.AXIS_MISMATCH, f"{op.op_type} reduces the axis {affine.axis} that it scales")
         if op.op_type in ("MaxPool", "GlobalMaxPool"):
-            return scales_negatively(affine) or _ties(op, affine)
+            return scales_negatively(affine) or _ties(op, affine) or _empty_windows(op)
         if op.op_type == "AveragePool" and affine.has_shift and _counts_padding(op):
             return Refusal(Reason.PADDING, "the average counts zeros that padding adds")
-        return None
+        return _empty_windows(op) if affine.has_shift else None
 
 
 def _ties(op: OpView, affine: ChannelAffine) -> Refusal | None:
     """A scale of 0 makes all elements equal, so that another index may be the first of the largest."""
     if len(op.output_shapes) > 1 and not (affine.scale > 0).all():
         return Refusal(Reason.NEGATIVE_SCALE, "a scale of 0 changes the indices that the MaxPool yields")
+    return None
+
+
+def _empty_windows(op: OpView) -> Refusal | None:
+    """A window whose taps step over the whole input holds nothing but padding, which has no mean and no largest."""
+    shape = op.input_shapes[0]
+    lengths = (None,) * len(op.attributes.get("kernel_shape", ())) if shape is None else shape[2:]
+    padded = any(op.attributes.get("pads", ())) or op.attributes.get("auto_pad", "NOTSET").startswith("SAME")
+    steps = zip(op.attributes.get("dilations", ()), lengths, strict=False)
+    if padded and any(step > 1 and not (isinstance(length, int) and step <= length) for step, length in steps):
+        return Refusal(Reason.PADDING, f"a window of the dilated {op.op_type} may hold nothing but padding")
     return None
 
 
