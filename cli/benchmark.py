@@ -122,7 +122,7 @@ def command(
         out_.warn(warning)
     if limit is not None:
         for slowdown in result.slower_than(limit):
-            out_.show(f"[red]{_escaped(slowdown)}[/]")
+            out_.say(slowdown, "red")
             out_.answer_no()
         for doubt in result.maybe_slower_than(limit):
             out_.warn(f"{doubt}; give more --time to find out")
@@ -140,17 +140,12 @@ def _show(out: Output, result: BenchmarkResult) -> None:
     )
 
     for answer in result.sentences():
-        out.show(f"[bold]{_escaped(answer)}[/]")
+        out.say(answer, "bold")
     for cell in result.settings:
-        out.show()
+        out.say()
         out.show(table(cell.setting.label(), LATENCY_COLUMNS, latency_rows(cell), right=LATENCY_COLUMNS[1:-1]))
         out.show(table("", FIGURE_COLUMNS, figure_rows(result, cell), right=FIGURE_COLUMNS[1:]))
         if cell.control is not None:
-            out.show(_escaped(control_sentence(result, cell)))
-    out.detail(_escaped(context_sentence(result)))
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+            out.say(control_sentence(result, cell))
+    if out.verbose:
+        out.say(context_sentence(result))

@@ -24,21 +24,21 @@ def command(output: Output, out: str, epochs: int, seed: int, seconds: float) ->
     with output.progress() as progress:
         result = demo(out, DemoOptions(epochs=epochs, seed=seed, seconds=seconds), progress)
     training, report = result.training, result.report
-    output.show(
+    output.say(
         f"Trained     {training.model}, {training.parameters:,} parameters, {training.epochs} epochs on "
         f"{training.device} in {training.seconds:.0f} s"
     )
-    output.show(f"Folded      {len(report.batch_norms)} batch norms, {report.batch_norms_after} left; "
+    output.say(f"Folded      {len(report.batch_norms)} batch norms, {report.batch_norms_after} left; "
                 f"{report.nodes_before} → {report.nodes_after} nodes")  # fmt: skip
-    output.show(f"Proven      {result.verification.sentence}")
+    output.say(f"Proven      {result.verification.sentence}")
     for sentence in result.benchmark.sentences():
-        output.show(f"Measured    {sentence}")
+        output.say(f"Measured    {sentence}")
     names = {"torch": "torch checkpoint", "original": "original.onnx", "optimized": "optimized.onnx"}
     rows = [(names[key], f"{accuracy:.2%}") for key, accuracy in result.accuracies.items()]
     output.show(table("", ["", f"accuracy on {training.test_images} held-out images"], rows))
     for warning in result.benchmark.all_warnings:
         output.warn(warning)
-    output.show(f"Report      {result.folder / 'report.html'}")
+    output.say(f"Report      {result.folder / 'report.html'}")
     if not result.ok:
         output.answer_no()
     output.document(result.to_json())

@@ -16,7 +16,7 @@ def command(output: Output) -> None:
     from bnfold.environment import doctor
 
     found = doctor()
-    output.show(f"Python {found.python} on {found.system}, {found.cores} core{'s' * (found.cores != 1)}.")
+    output.say(f"Python {found.python} on {found.system}, {found.cores} core{'s' * (found.cores != 1)}.")
     rows = [(p.name, p.version or Text("not installed", style="yellow"), p.extra or "always") for p in found.packages]
     output.show(table("", ["package", "version", "needed for"], rows))
     providers = [
@@ -25,5 +25,5 @@ def command(output: Output) -> None:
     ]
     output.show(table("", ["provider", "state", "detail"], providers, fixed=["state"]))
     for sentence in found.advice:
-        output.show(Text(f"• {sentence}"))
+        output.say(f"• {sentence}")
     output.document(found.to_json())

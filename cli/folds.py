@@ -42,7 +42,7 @@ def show_folds(output: Output, report: FoldReport, *, tense: str) -> None:
             for record in report.records
         ]
         output.show(table("", columns, rows, right=["channels"], fixed=["fate", "ORT alone"]))
-    output.show(summary(report, tense=tense))
+    output.say(summary(report, tense=tense))
 
 
 def _abbreviated(op: str) -> str:

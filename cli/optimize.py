@@ -72,15 +72,15 @@ def command(
     if report is not None:
         write_fold_report(result, Path(model), Path(report))
     if result.verification is not None and result.verification.verdict == "nothing proven":
-        output.show("Nothing was folded, so that there was nothing to prove." if result.report.unchanged
+        output.say("Nothing was folded, so that there was nothing to prove." if result.report.unchanged
                     else f"Not proven: {result.verification.sentence}.")  # fmt: skip
     elif result.verification is not None:
-        output.show(f"Verified: {result.verification.sentence}.")
+        output.say(f"Verified: {result.verification.sentence}.")
     if result.path is None:
-        output.show(f"[red]{out} was not written: it does not compute the same function.[/]")
+        output.say(f"{out} was not written: it does not compute the same function.", "red")
         output.answer_no()
     else:
-        output.show(f"Wrote {result.path}.")
+        output.say(f"Wrote {result.path}.")
     if strict and result.report.batch_norms_after:
         output.answer_no()
     output.document(result.to_json())

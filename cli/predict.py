@@ -47,12 +47,12 @@ def command(
                 for p in result.predictions[:_SHOWN]]  # fmt: skip
         output.show(table("", ["sample", "predicted", "probability", "label"], rows, right=["probability"]))
         if len(result.predictions) > _SHOWN:
-            output.show(f"… and {len(result.predictions) - _SHOWN} more; --out FILE.csv writes them all.")
+            output.say(f"… and {len(result.predictions) - _SHOWN} more; --out FILE.csv writes them all.")
     accuracy = "" if result.accuracy is None else f" Accuracy {result.accuracy:.2%}."
-    output.show(
+    output.say(
         f"{len(result.predictions)} samples in {result.seconds:.2f} s, {result.throughput:,.0f} a second "
         f"on {result.provider}.{accuracy}"
     )
     if result.path is not None:
-        output.show(f"Wrote {result.path}.")
+        output.say(f"Wrote {result.path}.")
     output.document(result.to_json())

@@ -51,26 +51,20 @@ class Output:
         width = None if stream.isatty() or "COLUMNS" in os.environ else 110
         return PlainConsole(file=stream, width=width, highlight=False)
 
-    def show(self, *renderables: RenderableType) -> None:
-        """Print tables or sentences (rich markup) for people."""
+    def show(self, renderable: RenderableType) -> None:
+        """Print a table for people."""
         if not self.quiet:
-            console = self._console(stderr=self.as_json)
-            for renderable in renderables:
-                # A sentence in a pipe stays on one line, so that it can be searched.
-                console.print(renderable, soft_wrap=isinstance(renderable, str) and not console.is_terminal)
+            self._console(stderr=self.as_json).print(renderable)
 
-    def detail(self, *renderables: RenderableType) -> None:
-        """Print what only ``--verbose`` asks for."""
-        if self.verbose:
-            self.show(*renderables)
+    def say(self, sentence: str = "", style: str = "") -> None:
+        """Print a sentence for people: plain text, whatever brackets a path or a model's name may hold."""
+        if not self.quiet:
+            _print_sentence(self._console(stderr=self.as_json), sentence, style)
 
     def warn(self, message: str) -> None:
         """Print a warning on stderr."""
         if not self.quiet:
-            from rich.markup import escape
-
-            console = self._console(stderr=True)
-            console.print(f"[yellow]warning:[/] {escape(message)}", soft_wrap=not console.is_terminal)
+            _print_sentence(self._console(stderr=True), f"warning: {message}", "yellow")
 
     def document(self, document: Any) -> None:
         """Print the command's JSON document, if ``--json`` was given."""
@@ -115,6 +109,13 @@ class Output:
             yield report
         finally:
             bars.stop()
+
+
+def _print_sentence(console: Console, sentence: str, style: str) -> None:
+    from rich.text import Text
+
+    # In a pipe a sentence stays on one line, so that it can be searched.
+    console.print(Text(sentence, style), soft_wrap=not console.is_terminal)
 
 
 def table(

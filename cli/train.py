@@ -115,8 +115,6 @@ def _value(text: str) -> Any:
 
 
 def _show(out: Output, result: TrainResult) -> None:
-    from rich.markup import escape
-
     rows = [
         (
             row["epoch"],
@@ -129,14 +127,15 @@ def _show(out: Output, result: TrainResult) -> None:
         for row in result.history
     ]
     headings = ("epoch", "lr", "training loss", "test loss", "test accuracy", "seconds")
-    out.detail(table("", headings, rows, right=headings))
+    if out.verbose:
+        out.show(table("", headings, rows, right=headings))
     right = round(result.test_accuracy * result.test_images)
     workers = f" by {result.workers} workers" if result.workers > 1 else ""
     resumed = "" if result.resumed_at is None else f" (resumed after epoch {result.resumed_at})"
     if result.resumed_at == result.epochs:
         resumed = " (it was complete already)"
-    out.show(
-        f"[bold]{result.test_accuracy:.2%}[/] of {result.test_images:,} held-out test images right ({right:,}), "
+    out.say(
+        f"{result.test_accuracy:.2%} of {result.test_images:,} held-out test images right ({right:,}), "
         f"after {result.epochs} epochs{resumed} in {result.seconds:.1f} s on {result.device}{workers}."
     )
-    out.show(f"{escape(result.model)}, {result.parameters:,} parameters, is in {escape(str(result.folder))}.")
+    out.say(f"{result.model}, {result.parameters:,} parameters, is in {result.folder}.")

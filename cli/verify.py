@@ -97,19 +97,17 @@ def command(
 
 
 def _show(out: Output, result: VerifyResult) -> None:
-    from rich.markup import escape
-
-    sentence = escape(result.sentence[0].upper() + result.sentence[1:])
-    out.show(f"[{_STYLE[result.verdict]}]{sentence}.[/]")
+    out.say(f"{result.sentence[0].upper()}{result.sentence[1:]}.", _STYLE[result.verdict])
     if result.outputs:
         rows = [_row(output, output.worst_feed, [_verdict(output)]) for output in result.outputs]
         title = "Largest error over the output's scale, on the inputs that come nearest to a bound"
         out.show(_table(title, [*_COLUMNS, "verdict"], rows))
         every = [_row(output, feed, [feed.kind]) for output in result.outputs for feed in output.feeds]
-        out.detail(_table("All inputs", [*_COLUMNS, "kind"], every))
-        out.show(f"Rule: {escape(result.rule)}")
+        if out.verbose:
+            out.show(_table("All inputs", [*_COLUMNS, "kind"], every))
+        out.say(f"Rule: {result.rule}")
     for note in result.notes:
-        out.show(f"[yellow]note:[/] {escape(note[0].upper() + note[1:])}.")
+        out.say(f"note: {note[0].upper()}{note[1:]}.", "yellow")
 
 
 _COLUMNS = ["output", "inputs", "scale", "original", "float64", "allowed", "ORT", "shipped", "allowed in ORT"]

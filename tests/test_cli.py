@@ -92,6 +92,13 @@ def test_names_from_a_model_are_text_on_the_terminal(model: Path, capsys: pytest
     assert "[/nonsense]" in capsys.readouterr().out.replace("\n", "").replace(" ", "")
 
 
+def test_brackets_in_a_path_are_part_of_it(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "[red]odd[/blue]"
+    folder.mkdir(parents=True)
+    assert run("optimize", model, folder / "out.onnx") == 0
+    assert f"Wrote {folder / 'out.onnx'}." in capsys.readouterr().out
+
+
 def test_strict_says_no_where_a_batch_norm_is_left(model: Path, tmp_path: Path) -> None:
     assert run("optimize", model, tmp_path / "out.onnx", "-q", "--strict") == 1
     assert run("optimize", model, tmp_path / "out2.onnx", "-q", "--strict", "--keep", "y") == 1
