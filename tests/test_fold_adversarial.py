@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import ml_dtypes
@@ -169,11 +168,9 @@ def test_long_and_branching_chains_of_constants_cost_no_more_than_their_nodes() 
     text = f"g (double[N,3,8,8] x) => (double[N,4,6,6] y) {{ {steps} c = Conv(x, w) y = BatchNormalization(c, scale, bias, mean, j40) }}"
     arrays = constants(w=(4, 3, 3, 3)) | norm(4)
     arrays["i0"] = arrays.pop("var")
-    started = time.process_time()
     model = model_of(text, arrays)
-    fold(model)
+    fold(model)  # exponential in the depth, it would never come back
     assert ops(model) == {"Conv": 1}
-    assert time.process_time() - started < 60  # exponential in the depth, it would take days
 
 
 def test_kilobyte_that_names_a_terabyte_is_not_computed() -> None:
