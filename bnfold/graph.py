@@ -81,11 +81,9 @@ class ModelGraph:
         A constant that nothing else uses keeps its name; one that is shared, computed, or visible to the
         caller stays as it is, and the node gets a new one under a fresh name.
         """
-        if len(node.inputs) <= index:
-            node.resize_inputs(index + 1)
-        old = node.inputs[index]
+        old = node.inputs[index] if index < len(node.inputs) else None
         name = wish
-        if old is not None and self._owned_by(old, node):
+        if old is not None and self._is_private(old):
             # Make way, so that the new constant gets the old one's name.
             assert old.name is not None
             name = old.name
@@ -104,12 +102,12 @@ class ModelGraph:
         if old is not None and old is not value:
             self.release(old)
 
-    def _owned_by(self, value: ir.Value, node: ir.Node) -> bool:
+    def _is_private(self, value: ir.Value) -> bool:
+        """Whether a constant is a stored one that a single input reads, and that no caller can see."""
         return (
             value.is_initializer()
             and not self.constants.overridable(value)
             and not value.is_graph_output()
-            and all(use.node is node for use in value.uses())
             and len(value.uses()) == 1
         )
 
@@ -251,6 +249,13 @@ def readers(value: ir.Value) -> list[tuple[ir.Node, int]]:
         for node, index in value.uses()
         if not (node.op_type in ("Shape", "Size") and in_default_domain(node))
     ]
+
+
+def input_of(node: ir.Node, index: int) -> ir.Value:
+    """An input that the node must have."""
+    value = node.inputs[index]
+    assert value is not None
+    return value
 
 
 def sole_reader(value: ir.Value) -> ir.Node | None:

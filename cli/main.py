@@ -93,14 +93,11 @@ def main(arguments: list[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         click.echo(f"bnfold: {where}{error.strerror or error}", err=True)
         return 3
-    except OptionError as error:
-        click.echo(f"bnfold: {error}", err=True)
-        return 2
     except BnfoldError as error:
         if state["debug"]:
             raise
         click.echo(f"bnfold: {error}", err=True)
-        return 3
+        return 2 if isinstance(error, OptionError) else 3
     return code if isinstance(code, int) else 0
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bnfold.affine import ChannelAffine
 from bnfold.fold.linear import LINEAR_OPS, Linear
 from bnfold.fold.report import Reason, Refusal
-from bnfold.graph import ModelGraph, attributes_of, label
+from bnfold.graph import ModelGraph, attributes_of, input_of, label
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,13 +75,6 @@ def absorb_before(
         left = ChannelAffine.along(output_axis, 1.0, result.bias)
         result = replace(result, bias=None)
     return result.problem() or (result, left)
-
-
-def input_of(node: ir.Node, index: int) -> ir.Value:
-    """An input that the node must have."""
-    value = node.inputs[index]
-    assert value is not None
-    return value
 
 
 def has_runtime_bias(node: ir.Node, graph: ModelGraph) -> bool:

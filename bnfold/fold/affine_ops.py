@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bnfold.affine import ChannelAffine, Float64Array
 from bnfold.fold.linear import unit_roundoff
 from bnfold.fold.sites import is_batch_norm
-from bnfold.graph import ModelGraph, NewOp, label
+from bnfold.graph import ModelGraph, NewOp, input_of, label
 
 #: Of batch norms that bnfold makes itself.
 _EPSILON = 1e-5
@@ -69,7 +69,7 @@ def storable(affine: ChannelAffine, dtype: ir.DataType) -> bool:
 def rewrite(node: ir.Node, affine: ChannelAffine, graph: ModelGraph) -> None:
     """Give an Add, Mul or batch norm the constants that make it compute ``affine``, which it is known to hold."""
     if is_batch_norm(node):
-        channels = graph.constants.array(_input(node, 1))
+        channels = graph.constants.array(input_of(node, 1))
         assert channels is not None
         parameters = _batch_norm_parameters(
             affine.spread(1, channels.size), node.attributes.get_float("epsilon", _EPSILON)
@@ -77,14 +77,14 @@ def rewrite(node: ir.Node, affine: ChannelAffine, graph: ModelGraph) -> None:
         for index, array in enumerate(parameters.values(), start=1):
             _store(node, index, array, graph)
         return
-    index = 0 if graph.constants.array(_input(node, 0)) is not None else 1
+    index = 0 if graph.constants.array(input_of(node, 0)) is not None else 1
     vector = affine.scale if node.op_type == "Mul" else affine.shift
     _store(node, index, _broadcastable(vector, affine.axis, graph.shapes.rank(node.outputs[0])), graph)
 
 
 def _store(node: ir.Node, index: int, array: NDArray[Any], graph: ModelGraph) -> None:
     """Replace one constant of a node by another of the same dtype."""
-    old = _input(node, index)
+    old = input_of(node, index)
     before = graph.constants.array(old)
     assert before is not None
     graph.set_constant(node, index, array.astype(before.dtype), old.name or label(node))
@@ -108,9 +108,3 @@ def _broadcastable(vector: Float64Array, axis: int | None, rank: int | None) -> 
     if axis is None or rank is None:
         return vector.reshape(())
     return vector.reshape(-1, *([1] * (rank - axis - 1)))
-
-
-def _input(node: ir.Node, index: int) -> ir.Value:
-    value = node.inputs[index]
-    assert value is not None
-    return value

@@ -243,10 +243,8 @@ def _conv_stored(kernel: Array, _attributes: Attributes, shape: tuple[int, ...])
 
 
 def _transposed_kernel(weight: Array, attributes: Attributes) -> Array | Refusal:
-    group = int(attributes.get("group", 1))
-    if weight.ndim < 3 or group < 1 or weight.shape[0] % group:
-        return Refusal(Reason.PARAMETERS_INVALID, f"a weight of shape {weight.shape} with group={group}")
-    return weight.reshape(group, weight.shape[0] // group, weight.shape[1], -1).transpose(0, 2, 1, 3)
+    kernel = _conv_kernel(weight, attributes)  # the same grouping, with inputs where a Conv has outputs
+    return kernel if isinstance(kernel, Refusal) else kernel.transpose(0, 2, 1, 3)
 
 
 def _transposed_stored(kernel: Array, _attributes: Attributes, shape: tuple[int, ...]) -> Array:

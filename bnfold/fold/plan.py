@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from bnfold.affine import ChannelAffine
-from bnfold.fold.absorb import Pending, absorb_after, absorb_before, input_of
+from bnfold.fold.absorb import Pending, absorb_after, absorb_before
 from bnfold.fold.affine_ops import expressible
 from bnfold.fold.commute import RULES, OpView
 from bnfold.fold.linear import LINEAR_OPS, Linear
 from bnfold.fold.report import Direction, Reason, Refusal
 from bnfold.fold.sites import Selection, Site, read_affine
-from bnfold.graph import ModelGraph, attributes_of, in_default_domain, label, readers, sole_reader
+from bnfold.graph import ModelGraph, attributes_of, in_default_domain, input_of, label, readers, sole_reader
 
 
 @dataclass(frozen=True, eq=False)

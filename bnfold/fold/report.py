@@ -7,7 +7,6 @@ normalization, …) have one where they were folded, or where one that scales it
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -274,10 +273,3 @@ class FoldReport:
             "affines": dict(self.counts(Kind.AFFINE)),
             "records": [record.to_json() for record in self.records],
         }
-
-
-def oxford(names: Sequence[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``: names for a sentence."""
-    if len(names) < 2:
-        return "".join(names)
-    return f"{', '.join(names[:-1])} and {names[-1]}"
