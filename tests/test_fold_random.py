@@ -293,6 +293,15 @@ STEPS = [
     transpose,
     reshape,
     join,
+    concat,
+    pool,
+    reduce,
+    pad,
+    pick_channels,
+    blocks,
+    split,
+    resize,
+    positive_scale,
 ]
 
 

@@ -38,6 +38,7 @@ class Reason(StrEnum):
     OVERFLOW = "overflow"
     UNDERFLOW = "underflow"
     UNSUPPORTED_OP = "unsupported-op"
+    COST = "more-work"
     ALREADY_MINIMAL = "already-minimal"
     NOT_SELECTED = "not-selected"
 
@@ -102,6 +103,21 @@ class Folded:
 
 
 @dataclass(frozen=True)
+class Merged:
+    """The affine is part of a branch that became one op with others.
+
+    Attributes:
+        into: name of the op that took the place of the branches.
+        through: names of the ops that had absorbed it before, and are gone; none where it was a branch by itself.
+        rounding_error: as in :class:`Folded`.
+    """
+
+    into: str
+    through: tuple[str, ...] = ()
+    rounding_error: float = 0.0
+
+
+@dataclass(frozen=True)
 class Collapsed:
     """A chain of affines became one op.
 
@@ -139,7 +155,7 @@ class Kept:
         return self.backward
 
 
-Outcome = Folded | Collapsed | Kept
+Outcome = Folded | Merged | Collapsed | Kept
 
 
 @dataclass(frozen=True)
@@ -166,7 +182,7 @@ class FoldRecord:
 
     @property
     def fate(self) -> str:
-        """``folded``, ``collapsed`` or ``kept``."""
+        """``folded``, ``merged``, ``collapsed`` or ``kept``."""
         return type(self.outcome).__name__.lower()
 
     @property
@@ -180,6 +196,8 @@ class FoldRecord:
                 across = f" across {', '.join(path)}" if path else ""
                 left = f", leaving one {remainder}" if remainder else ""
                 return f"{way} {', '.join(into)}{across}{left}"
+            case Merged(into=into, through=through):
+                return f"merged with its branches into {into}" + (f" by way of {', '.join(through)}" if through else "")
             case Collapsed(nodes=nodes, into=into):
                 return f"{len(nodes)} ops became one {into}"
             case Kept() as kept:
@@ -211,6 +229,12 @@ class FoldRecord:
                     "remainder": folded.remainder,
                     "rounding_error": folded.rounding_error,
                 }
+            case Merged() as merged:
+                document |= {
+                    "into": merged.into,
+                    "through": list(merged.through),
+                    "rounding_error": merged.rounding_error,
+                }
             case Collapsed() as collapsed:
                 document |= {
                     "nodes": list(collapsed.nodes),
@@ -232,12 +256,64 @@ def _refusal_json(refusal: Refusal | None) -> dict[str, str] | None:
     return {"reason": str(refusal.reason), "detail": refusal.detail} if refusal else None
 
 
+class Arrangement(StrEnum):
+    """How linear ops stand to each other that may become one."""
+
+    PARALLEL = "parallel"  # branches of one value that meet in a sum
+    CONSECUTIVE = "consecutive"  # one reads the other
+
+
+@dataclass(frozen=True)
+class MergeRecord:
+    """Linear ops that became one, or might have.
+
+    Attributes:
+        arrangement: branches that meet in a sum, or ops in a row.
+        nodes: names of the ops concerned, in the order of the graph; the sums in between are left out.
+        output: name of the value that they compute together.
+        into: name of the op that is left; None where they stayed.
+        refusal: why they stayed; None where they became one.
+        work_before: multiply-adds for one output position, before.
+        work_after: the same for the one op; the number that it would be where they stayed.
+    """
+
+    arrangement: Arrangement
+    nodes: tuple[str, ...]
+    output: str
+    into: str | None
+    refusal: Refusal | None
+    work_before: int
+    work_after: int
+
+    @property
+    def sentence(self) -> str:
+        """What was done, or why not, for a person to read."""
+        if self.refusal is not None:
+            return self.refusal.detail
+        what = "branches" if self.arrangement is Arrangement.PARALLEL else "ops in a row"
+        return f"{len(self.nodes)} {what} became {self.into}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain data."""
+        return {
+            "arrangement": str(self.arrangement),
+            "nodes": list(self.nodes),
+            "output": self.output,
+            "into": self.into,
+            "refusal": _refusal_json(self.refusal),
+            "sentence": self.sentence,
+            "work_before": self.work_before,
+            "work_after": self.work_after,
+        }
+
+
 @dataclass(frozen=True)
 class FoldReport:
     """What the engine did to one model.
 
     Attributes:
         records: one for each batch norm, in the order of the graph, and those of other affines.
+        merges: linear ops that became one, and those that could not.
         nodes_before: nodes of all graphs before.
         nodes_after: and after.
         batch_norms_after: BatchNormalization nodes that are left.
@@ -247,6 +323,7 @@ class FoldReport:
     nodes_before: int
     nodes_after: int
     batch_norms_after: int
+    merges: tuple[MergeRecord, ...] = ()
 
     @property
     def batch_norms(self) -> tuple[FoldRecord, ...]:
@@ -259,7 +336,7 @@ class FoldReport:
         return self.nodes_before == self.nodes_after and all(isinstance(r.outcome, Kept) for r in self.records)
 
     def counts(self, kind: Kind) -> Counter[str]:
-        """How many of a kind were folded, collapsed and kept."""
+        """How many of a kind were folded, merged, collapsed and kept."""
         return Counter(record.fate for record in self.records if record.kind is kind)
 
     def to_json(self) -> dict[str, Any]:
@@ -272,4 +349,5 @@ class FoldReport:
             "batch_norms": dict(self.counts(Kind.BATCH_NORM)),
             "affines": dict(self.counts(Kind.AFFINE)),
             "records": [record.to_json() for record in self.records],
+            "merges": [merge.to_json() for merge in self.merges],
         }
