@@ -170,6 +170,20 @@ class ModelGraph:
         self.shapes.copy(like, result)
         return node
 
+    def keep_inputs(self, node: ir.Node, values: Sequence[ir.Value]) -> None:
+        """Let an op of any number of inputs have only these."""
+        for index, value in enumerate(values):
+            node.replace_input_with(index, value)
+        node.resize_inputs(len(values))
+
+    def set_attributes(self, node: ir.Node, attributes: Mapping[str, Any]) -> None:
+        """Set attributes of a node; those given as None are removed."""
+        for name, value in attributes.items():
+            if value is None:
+                node.attributes.pop(name, None)
+            else:
+                node.attributes.add(ir.convenience.convert_attribute(name, value))
+
     def remove(self, nodes: Iterable[ir.Node]) -> None:
         """Remove nodes whose results nobody uses any more, and the constants that only they used."""
         for node in reversed(list(nodes)):

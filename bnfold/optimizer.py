@@ -47,8 +47,10 @@ class OptimizeOptions:
     Attributes:
         freeze_inputs: treat initializers that a caller could override (IR version 4 and later) as constants, and
             remove them from the inputs.
-        only: shell patterns of node or output names; where given, only affines that match one are touched.
-        keep: shell patterns of node or output names; affines that match one are left alone.
+        only: shell patterns of node or output names; where given, only affines that match one are folded, and
+            nothing is merged but what matches.
+        keep: shell patterns of node or output names; what matches one is left alone.
+        merge: whether linear ops that can be one, branches that meet in a sum or ops in a row, become one.
         external_data: where the weights of the written file go.
         in_place: whether the output may be the input file.
         verify: how to prove the result before it is written; None to write it unproven.
@@ -57,6 +59,7 @@ class OptimizeOptions:
     freeze_inputs: bool = False
     only: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
+    merge: bool = True
     external_data: ExternalData = "auto"
     in_place: bool = False
     verify: VerifyOptions | None = None
@@ -151,7 +154,7 @@ def _fold(model: ir.Model, options: OptimizeOptions) -> FoldReport:
     _inline(model)
     if options.freeze_inputs and model.ir_version >= 4:
         common_passes.RemoveInitializersFromInputsPass()(model)
-    return fold(model, _selection(model, options))
+    return fold(model, _selection(model, options), merge=options.merge)
 
 
 def _loaded(model: Source) -> ir.Model:

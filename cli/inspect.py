@@ -9,9 +9,10 @@ from bnfold.cli.render import Output, common_options
 
 @click.command("inspect")
 @click.argument("model", type=click.Path())
+@click.option("--no-merge", is_flag=True, help="Leave parallel branches and linear ops in a row as they are.")
 @click.option("--freeze-inputs", is_flag=True, help="Treat initializers that callers could override as constants.")
 @common_options
-def command(output: Output, model: str, freeze_inputs: bool) -> None:
+def command(output: Output, model: str, no_merge: bool, freeze_inputs: bool) -> None:
     """List each batch norm of MODEL: whether it folds, into what, or why not.
 
     Nothing is written. What is listed is what `bnfold optimize` would do, by the same code. The last column tells
@@ -20,6 +21,6 @@ def command(output: Output, model: str, freeze_inputs: bool) -> None:
     from bnfold.cli.folds import show_folds
     from bnfold.optimizer import OptimizeOptions, inspect
 
-    report = inspect(model, OptimizeOptions(freeze_inputs=freeze_inputs))
+    report = inspect(model, OptimizeOptions(freeze_inputs=freeze_inputs, merge=not no_merge))
     show_folds(output, report, tense="would")
     output.document(report.to_json())

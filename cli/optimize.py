@@ -15,6 +15,7 @@ from bnfold.cli.render import Output, common_options
 @click.argument("out", type=click.Path())
 @click.option("--report", type=click.Path(), help="Write the fate of each batch norm to FILE.json or FILE.html.")
 @click.option("--strict", is_flag=True, help="Exit with 1 if a batch norm is left.")
+@click.option("--no-merge", is_flag=True, help="Leave parallel branches and linear ops in a row as they are.")
 @click.option("--freeze-inputs", is_flag=True, help="Treat initializers that callers could override as constants.")
 @click.option("--only", multiple=True, metavar="GLOB", help="Touch only nodes named like GLOB (repeatable).")
 @click.option("--keep", multiple=True, metavar="GLOB", help="Leave nodes named like GLOB alone (repeatable).")
@@ -31,6 +32,7 @@ def command(
     out: str,
     report: str | None,
     strict: bool,
+    no_merge: bool,
     freeze_inputs: bool,
     only: tuple[str, ...],
     keep: tuple[str, ...],
@@ -62,6 +64,7 @@ def command(
         freeze_inputs=freeze_inputs,
         only=only,
         keep=keep,
+        merge=not no_merge,
         external_data=cast("Literal['auto', 'always', 'never']", external_data),
         in_place=in_place,
         verify=VerifyOptions(shapes=shapes) if verify else None,

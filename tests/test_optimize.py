@@ -59,8 +59,8 @@ def test_failed_proof_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     honest = optimizer.fold
 
-    def wrong(model: ir.Model, selected: object) -> object:
-        report = honest(model, selected)  # type: ignore[arg-type]
+    def wrong(model: ir.Model, selected: object, **choices: object) -> object:
+        report = honest(model, selected, **choices)  # type: ignore[arg-type]
         weight = model.graph.initializers["w"]
         array = weight.const_value.numpy().copy()  # type: ignore[union-attr]
         array[1] *= 1.01

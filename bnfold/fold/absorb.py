@@ -34,7 +34,7 @@ class Pending:
 def absorb_after(node: ir.Node, affine: ChannelAffine, graph: ModelGraph, pending: Pending) -> Linear | Refusal:
     """The linear op with an affine of its output in it."""
     op = LINEAR_OPS[node.op_type]
-    linear = _read_linear(node, graph, pending, bias_matters=True)
+    linear = read_linear(node, graph, pending, bias_matters=True)
     if isinstance(linear, Refusal):
         return linear
     axis = op.output_axis(graph.shapes.rank(node.outputs[0]))
@@ -52,7 +52,7 @@ def absorb_before(
 ) -> tuple[Linear, ChannelAffine] | Refusal:
     """The linear op with an affine of its data input in it, and the shift that it has no bias for, on its output."""
     op = LINEAR_OPS[node.op_type]
-    linear = _read_linear(node, graph, pending, bias_matters=affine.has_shift)
+    linear = read_linear(node, graph, pending, bias_matters=affine.has_shift)
     if isinstance(linear, Refusal):
         return linear
     attributes = attributes_of(node)
@@ -61,9 +61,7 @@ def absorb_before(
     if isinstance(fitted, Refusal):
         return fitted
     if fitted.has_shift:
-        weight = graph.constants.array(input_of(node, 1))
-        assert weight is not None
-        refusal = op.shift_before(attributes, weight.shape)
+        refusal = op.shift_before(attributes, linear.taps)
         if refusal:
             return refusal
     result = linear.before(fitted)
@@ -87,7 +85,7 @@ def _bias_value(node: ir.Node) -> ir.Value | None:
     return node.inputs[2] if LINEAR_OPS[node.op_type].has_bias and len(node.inputs) > 2 else None
 
 
-def _read_linear(node: ir.Node, graph: ModelGraph, pending: Pending, *, bias_matters: bool) -> Linear | Refusal:
+def read_linear(node: ir.Node, graph: ModelGraph, pending: Pending, *, bias_matters: bool) -> Linear | Refusal:
     """The constants of a linear op, with all that it has absorbed already."""
     runtime_bias = has_runtime_bias(node, graph)
     if runtime_bias and bias_matters:
@@ -98,7 +96,8 @@ def _read_linear(node: ir.Node, graph: ModelGraph, pending: Pending, *, bias_mat
     if isinstance(weight, Refusal):
         return weight
     attributes = attributes_of(node)
-    kernel = LINEAR_OPS[node.op_type].kernel(weight, attributes)
+    op = LINEAR_OPS[node.op_type]
+    kernel = op.kernel(weight, attributes)
     if isinstance(kernel, Refusal):
         return kernel
     bias_value = None if runtime_bias else _bias_value(node)
@@ -107,7 +106,7 @@ def _read_linear(node: ir.Node, graph: ModelGraph, pending: Pending, *, bias_mat
         if bias.ndim and bias.shape[-1] not in (1, kernel.shape[0] * kernel.shape[1]):
             return Refusal(Reason.PARAMETERS_INVALID, f"a bias of shape {bias.shape} in {label(node)}")
         bias = bias.astype(np.float64) * _factor(node, "beta")
-    linear = Linear.of(kernel, bias)
+    linear = Linear.of(kernel, op.taps(weight.shape), bias)
     alpha = _factor(node, "alpha")
     return linear if alpha == 1.0 else replace(linear, out_scale=np.full(linear.out_channels, alpha))
 

@@ -1,22 +1,23 @@
-"""Run the planner over a model until nothing more folds, then write each changed constant once.
+"""Run the planner over a model until nothing more folds or merges, then write each changed constant once.
 
 The order: sweep the sites from the inputs to the outputs, each backward if it can go there, else forward; sweep again
 as long as something moved, since one fold can open the way for another; collapse what is left of chains into one op;
-write. ``inspect`` runs the same on a copy, so that the two can never disagree.
+merge linear ops; all of it again as long as anything happened, since a merge opens ways too; write. ``inspect`` runs
+the same on a copy, so that the two can never disagree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import onnx_ir as ir
 
 from bnfold.affine import ChannelAffine
-from bnfold.fold.absorb import Pending, has_runtime_bias
-from bnfold.fold.affine_ops import rewrite, single_op
-from bnfold.fold.linear import LINEAR_OPS, Linear
+from bnfold.fold.absorb import Pending
+from bnfold.fold.affine_ops import single_op
+from bnfold.fold.merge import Merge, Merger, attributes_for
 from bnfold.fold.ort import ort_folds
 from bnfold.fold.plan import Plan, Planner
 from bnfold.fold.report import (
@@ -27,12 +28,15 @@ from bnfold.fold.report import (
     FoldReport,
     Kept,
     Kind,
+    Merged,
+    MergeRecord,
     Outcome,
     Reason,
     Refusal,
 )
-from bnfold.fold.sites import Selection, Site, is_batch_norm, site_at
-from bnfold.graph import ModelGraph, attributes_of, label
+from bnfold.fold.sites import Selection, Site, is_batch_norm, read_affine, site_at
+from bnfold.fold.write import write
+from bnfold.graph import ModelGraph, label
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +82,9 @@ class _Run:
         pending: what ops have absorbed, not yet written.
         fates: of each affine node so far.
         heirs: for each node that the engine made, the nodes whose affine, or the rest of it, it carries.
+        successors: for each linear op that was merged into another, that other.
+        merges: what was merged.
+        unmerged: what could not be, as of now.
     """
 
     graph: ModelGraph
@@ -85,6 +92,9 @@ class _Run:
     pending: Pending = field(default_factory=Pending)
     fates: dict[ir.Node, _Fate] = field(default_factory=dict)
     heirs: dict[ir.Node, tuple[ir.Node, ...]] = field(default_factory=dict)
+    successors: dict[ir.Node, ir.Node] = field(default_factory=dict)
+    merges: list[MergeRecord] = field(default_factory=list)
+    unmerged: list[MergeRecord] = field(default_factory=list)
 
     @property
     def planner(self) -> Planner:
@@ -95,22 +105,41 @@ class _Run:
         """Record a fate for the nodes of a site, and for those whose heirs they are."""
         for node in fate.nodes:
             self.fates[node] = fate
-            if isinstance(fate.outcome, Folded):
+            if isinstance(fate.outcome, Folded | Merged):
                 for ancestor in self.heirs.get(node, ()):
                     self.fates[ancestor] = _moved_on(self.fates[ancestor], fate)
 
 
-def fold(model: ir.Model, selected: Selection = lambda _node: True) -> FoldReport:
+def fold(model: ir.Model, selected: Selection = lambda _node: True, *, merge: bool = True) -> FoldReport:
     """Fold every affine of ``model`` that algebra lets fold, in place.
 
     Args:
         model: a model without local functions that hold sites (inline them first).
-        selected: which affine nodes may be touched.
+        selected: which nodes may be touched: affines, and for merges the linear ops and sums too.
+        merge: whether linear ops that can be one become one.
 
     Returns:
         Exactly one record for each batch norm, and those of other affines.
     """
     graph = ModelGraph(model)
+    with _names(graph):
+        return _fold(graph, selected, merge=merge)
+
+
+@contextmanager
+def _names(graph: ModelGraph) -> Iterator[None]:
+    """Let nodes without a name go by that of their first output meanwhile, since outputs are renamed on the way."""
+    nameless = {node: node.name for node in graph.nodes() if not node.name}
+    for node in nameless:
+        node.name = label(node)
+    try:
+        yield
+    finally:
+        for node, name in nameless.items():
+            node.name = name
+
+
+def _fold(graph: ModelGraph, selected: Selection, *, merge: bool) -> FoldReport:
     identities = {node: _identity(node, graph) for node in graph.nodes()}
     run = _Run(graph, selected)
     progress = True
@@ -118,7 +147,9 @@ def fold(model: ir.Model, selected: Selection = lambda _node: True) -> FoldRepor
         while _sweep(run):
             pass
         progress = _collapse_chains(run)
-    records = _records(run, identities, _write(run))
+        if merge:
+            progress |= _merge_linears(run)
+    records = _records(run, identities, write(run.pending, graph))
     norms = sum(is_batch_norm(node) for node in identities)
     assert sum(r.kind is Kind.BATCH_NORM for r in records) == norms, "a batch norm without its record"
     return FoldReport(
@@ -126,6 +157,7 @@ def fold(model: ir.Model, selected: Selection = lambda _node: True) -> FoldRepor
         nodes_before=len(identities),
         nodes_after=sum(1 for _ in graph.nodes()),
         batch_norms_after=sum(is_batch_norm(node) for node in graph.nodes()),
+        merges=(*run.merges, *run.unmerged),
     )
 
 
@@ -237,8 +269,7 @@ def _inherit(run: _Run, node: ir.Node, site: Site, affine: ChannelAffine) -> Non
 
 def _moved_on(before: _Fate, after: _Fate) -> _Fate:
     """The fate of an affine whose rest, which an op of our own carried, has folded as well."""
-    assert isinstance(after.outcome, Folded)
-    if not isinstance(before.outcome, Folded):
+    if not (isinstance(before.outcome, Folded) and isinstance(after.outcome, Folded)):
         return replace(before, outcome=after.outcome, linears=after.linears)
     outcome = replace(
         before.outcome,
@@ -267,49 +298,48 @@ def _collapse_chains(run: _Run) -> bool:
     return collapsed
 
 
-def _write(run: _Run) -> dict[ir.Node, float]:
-    """Round what is pending into the graph's constants; the rounding error of each linear op."""
-    shared: dict[_WeightKey, ir.Value] = {}
-    errors = {node: _write_linear(run.graph, node, linear, shared) for node, linear in run.pending.linears.items()}
-    for node, affine in run.pending.affines.items():
-        if node.graph is not None:
-            rewrite(node, affine, run.graph)
-    return errors
+def _merge_linears(run: _Run) -> bool:
+    """Make one op of linear ops wherever that saves work; whether there was such a place."""
+    merger = Merger(run.graph, run.pending, run.selected)
+    run.unmerged.clear()
+    merged = False
+    for found in (*_carried_out(run, merger.consecutive()), *_carried_out(run, merger.parallel())):
+        merged |= found
+    return merged
 
 
-#: A stored weight, how an op reads it, and what the op multiplies its channels with.
-_WeightKey = tuple[ir.Value, tuple[object, ...], bytes, bytes]
-
-
-def _write_linear(graph: ModelGraph, node: ir.Node, linear: Linear, shared: dict[_WeightKey, ir.Value]) -> float:
-    rounded = linear.rounded()
-    weight = node.inputs[1]
-    assert weight is not None
-    attributes = attributes_of(node)
-    name = weight.name or label(node)
-    if rounded.bias is not None:
-        # First, because an exported bias is often computed from the shape of the weight, and so shares it.
-        graph.set_constant(node, 2, rounded.bias, _bias_name(name))
-    if np.any(linear.out_scale != 1.0) or np.any(linear.in_scale != 1.0):
-        # Ops that shared a weight, read it alike and absorbed the same go on sharing it.
-        layout = (node.op_type, attributes.get("group", 1), attributes.get("transB", 0))
-        key = (weight, layout, linear.out_scale.tobytes(), linear.in_scale.tobytes())
-        if key in shared:
-            graph.use(node, 1, shared[key])
+def _carried_out(run: _Run, found: Iterator[Merge | MergeRecord]) -> Iterator[bool]:
+    """Carry out merges one by one, since each changes what the next one finds."""
+    for merge in found:
+        if isinstance(merge, Merge):
+            yield _merge(run, merge)
         else:
-            array = graph.constants.array(weight)
-            assert array is not None
-            stored = LINEAR_OPS[node.op_type].stored(rounded.kernel, attributes, array.shape)
-            shared[key] = graph.set_constant(node, 1, stored, name)
-    node.attributes.pop("alpha", None)  # it is in the weight now, and beta in the bias
-    if not has_runtime_bias(node, graph):
-        node.attributes.pop("beta", None)
-    return rounded.error
+            run.unmerged.append(merge)
+            yield False
 
 
-def _bias_name(weight: str) -> str:
-    stem, dot, last = weight.rpartition(".")
-    return f"{stem}.bias" if dot and last == "weight" else f"{weight}_bias"
+def _merge(run: _Run, merge: Merge) -> bool:
+    """Carry out a merge, the one place where merging changes the graph; False, and no change, if it cannot."""
+    graph, survivor = run.graph, merge.survivor
+    output = survivor.outputs[0]
+    added = None
+    if not merge.shift.is_identity:
+        added = single_op(merge.shift, output, graph)
+        if added is None:
+            return False
+    for node in (*merge.gone, *merge.tail):
+        affine = read_affine(node, graph, run.pending.affines)
+        if isinstance(affine, Site):
+            run.note(_Fate.of(affine, Merged(label(survivor)), (survivor,)))
+        run.successors[node] = survivor
+        run.pending.linears.pop(node, None)
+    run.pending.linears[survivor] = merge.linear
+    run.merges.append(merge.record)
+    graph.set_attributes(survivor, attributes_for(survivor, merge.geometry))
+    merge.apply(graph)
+    if added is not None:
+        run.pending.affines[graph.append(output, added)] = merge.shift
+    return True
 
 
 def _records(run: _Run, identities: dict[ir.Node, _Identity], errors: dict[ir.Node, float]) -> tuple[FoldRecord, ...]:
@@ -319,9 +349,9 @@ def _records(run: _Run, identities: dict[ir.Node, _Identity], errors: dict[ir.No
         fate = run.fates.get(node)
         if fate is None or not (is_batch_norm(node) or _leads_a_notable_affine(node, fate)):
             continue
-        outcome = fate.outcome
-        if isinstance(outcome, Folded):
-            error = max((errors.get(linear, 0.0) for linear in fate.linears), default=0.0)
+        outcome = _settled(run, fate)
+        if isinstance(outcome, Folded | Merged):
+            error = max((errors.get(_last(run, linear), 0.0) for linear in fate.linears), default=0.0)
             outcome = replace(outcome, rounding_error=error)
         record = FoldRecord(
             node=identity.node,
@@ -334,6 +364,23 @@ def _records(run: _Run, identities: dict[ir.Node, _Identity], errors: dict[ir.No
         )
         records.append(record)
     return tuple(records)
+
+
+def _last(run: _Run, linear: ir.Node) -> ir.Node:
+    """The op into which a linear op was merged in the end; itself where it was not."""
+    while linear in run.successors:
+        linear = run.successors[linear]
+    return linear
+
+
+def _settled(run: _Run, fate: _Fate) -> Outcome:
+    """The outcome, once it is known which of the ops that absorbed the affine were merged with others."""
+    outcome = fate.outcome
+    if not any(linear in run.successors for linear in fate.linears):
+        return outcome
+    into = ", ".join(dict.fromkeys(label(_last(run, linear)) for linear in fate.linears))
+    through = outcome.into if isinstance(outcome, Folded) else (outcome.into,) if isinstance(outcome, Merged) else ()
+    return Merged(into, through)
 
 
 def _leads_a_notable_affine(node: ir.Node, fate: _Fate) -> bool:

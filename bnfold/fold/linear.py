@@ -55,7 +55,10 @@ class Linear:
     """A linear op with the affines that it has absorbed so far.
 
     Attributes:
-        kernel: the stored kernel as ``(group, out, in, taps)``; a view where possible.
+        kernel: the stored kernel as ``(group, out, in, taps)``, a view where possible; or a new one in float64.
+        taps: the shape of the taps: the spatial sizes of a Conv, the stack of a MatMul's matrices.
+        dtype: in which the weight is stored.
+        is_new: whether the kernel is not the stored one, but was computed from several.
         out_scale: ``(group · out,)``, float64.
         in_scale: ``(group · in,)``, float64.
         bias: float64, last axis of length ``group · out`` or 1, or None.
@@ -64,6 +67,9 @@ class Linear:
     """
 
     kernel: Array
+    taps: tuple[int, ...]
+    dtype: np.dtype[Any]
+    is_new: bool
     out_scale: Float64Array
     in_scale: Float64Array
     bias: Float64Array | None
@@ -71,24 +77,38 @@ class Linear:
     in_magnitude: Float64Array
 
     @staticmethod
-    def of(kernel: Array, bias: Array | None) -> Linear:
-        """A linear op that has absorbed nothing yet."""
+    def of(kernel: Array, taps: tuple[int, ...], bias: Array | None) -> Linear:
+        """A linear op that has absorbed nothing yet, by its stored kernel."""
         group, out, inner, _ = kernel.shape
         # Two reductions over the stored dtype, rather than one over a copy of magnitudes.
-        taps = np.maximum(kernel.max(axis=3), -kernel.min(axis=3)).astype(np.float64)
+        magnitude = np.maximum(kernel.max(axis=3), -kernel.min(axis=3)).astype(np.float64)
         return Linear(
             kernel=kernel,
+            taps=taps,
+            dtype=kernel.dtype,
+            is_new=False,
             out_scale=np.ones(group * out),
             in_scale=np.ones(group * inner),
             bias=None if bias is None else bias.astype(np.float64),
-            out_magnitude=taps.max(axis=2).reshape(-1),
-            in_magnitude=taps.max(axis=1).reshape(-1),
+            out_magnitude=magnitude.max(axis=2).reshape(-1),
+            in_magnitude=magnitude.max(axis=1).reshape(-1),
         )
+
+    @staticmethod
+    def computed(kernel: Float64Array, bias: Float64Array | None, dtype: np.dtype[Any]) -> Linear:
+        """A linear op of which nothing is stored yet: ``(group, out, in, *taps)``, to be rounded to ``dtype``."""
+        flat = kernel.reshape(*kernel.shape[:3], -1)
+        return replace(Linear.of(flat, kernel.shape[3:], bias), dtype=dtype, is_new=True)
 
     @property
     def out_channels(self) -> int:
         """Number of output channels, all groups together."""
         return int(self.out_scale.size)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the weight is another than the stored one."""
+        return self.is_new or bool(np.any(self.out_scale != 1.0) or np.any(self.in_scale != 1.0))
 
     @property
     def in_channels(self) -> int:
@@ -115,7 +135,7 @@ class Linear:
 
     def rounded(self) -> Rounded:
         """The constants with everything absorbed, each rounded once, given that there is no :meth:`problem`."""
-        dtype = self.kernel.dtype
+        dtype = self.dtype
         kernel = np.empty(self.kernel.shape, dtype)
         worst = 0.0
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
@@ -127,6 +147,13 @@ class Linear:
                 worst = max(worst, float((error / np.where(largest > 0, largest, 1)).max(initial=0)))
             bias = None if self.bias is None else self.bias.astype(dtype)
         return Rounded(kernel, bias, worst)
+
+    def exact(self) -> Float64Array:
+        """The kernel with everything absorbed, ``(group, out, in, taps)`` in float64."""
+        exact = np.empty(self.kernel.shape)
+        for index in self._pieces():
+            exact[index] = self._exact(index)
+        return exact
 
     def _pieces(self) -> Iterator[tuple[int, slice]]:
         """The kernel in pieces of some output channels, so that their float64 copies stay in the cache."""
@@ -153,7 +180,7 @@ class Linear:
 
     def _clearly_fits(self) -> bool:
         """Whether bounds alone show that nothing overflows or underflows, which they nearly always do."""
-        dtype = self.kernel.dtype
+        dtype = self.dtype
         out, inner = np.abs(self.out_scale), np.abs(self.in_scale)
         with np.errstate(over="ignore"):
             most = float((self.out_magnitude * out).max() * inner.max())
@@ -173,17 +200,15 @@ class Linear:
         A channel is worse off if its error, relative to its largest weight, is more than twice what rounding
         costs, and more than twice what storing the weights as they are had cost it already.
         """
-        dtype = self.kernel.dtype
+        dtype = self.dtype
         rounded = self.rounded()
         if not _all_finite(rounded.kernel) or (rounded.bias is not None and not _all_finite(rounded.bias)):
             return Refusal(Reason.OVERFLOW, f"a folded weight or bias would overflow {dtype.name}")
-        exact = np.empty(self.kernel.shape)
-        for index in self._pieces():
-            exact[index] = self._exact(index)
+        exact = self.exact()
         largest, error = np.abs(exact), np.abs(exact - rounded.kernel.astype(np.float64))
         half_step = _limit(dtype, "smallest_subnormal") / 2
         for axes, stored in (((2, 3), self.out_magnitude), ((1, 3), self.in_magnitude)):
-            own = half_step / np.where(stored > 0, stored, np.inf)
+            own = half_step / np.where((stored > 0) & (not self.is_new), stored, np.inf)
             allowed = 2 * np.maximum(unit_roundoff(dtype), own).reshape(len(exact), -1)
             if np.any(error.max(axis=axes) > allowed * largest.max(axis=axes)):
                 return Refusal(Reason.UNDERFLOW, f"a folded channel would underflow {dtype.name}")
@@ -217,14 +242,16 @@ class LinearOp:
     Attributes:
         has_bias: whether the op has an input for a bias.
         kernel: the stored weight as ``(group, out, in, taps)``, or a refusal.
-        stored: the inverse, given the stored weight's shape.
+        taps: the shape of the taps, given that of the stored weight.
+        stored: the weight as it is stored, given the kernel and the shape of its taps.
         input_axis: axis of the data input that the kernel contracts, given its rank (None: not known).
         output_axis: axis of the output that holds the output channels, given its rank (None: not known).
-        shift_before: None, or why a shift cannot be absorbed before the op.
+        shift_before: None, or why a shift cannot be absorbed before the op, given the shape of the taps.
     """
 
     has_bias: bool
     kernel: Callable[[Array, Attributes], Array | Refusal]
+    taps: Callable[[tuple[int, ...]], tuple[int, ...]]
     stored: Callable[[Array, Attributes, tuple[int, ...]], Array]
     input_axis: Callable[[int | None, Attributes], int | None]
     output_axis: Callable[[int | None], int | None]
@@ -238,8 +265,9 @@ def _conv_kernel(weight: Array, attributes: Attributes) -> Array | Refusal:
     return weight.reshape(group, weight.shape[0] // group, weight.shape[1], -1)
 
 
-def _conv_stored(kernel: Array, _attributes: Attributes, shape: tuple[int, ...]) -> Array:
-    return kernel.reshape(shape)
+def _conv_stored(kernel: Array, _attributes: Attributes, taps: tuple[int, ...]) -> Array:
+    group, out, inner, _ = kernel.shape
+    return kernel.reshape(group * out, inner, *taps)
 
 
 def _transposed_kernel(weight: Array, attributes: Attributes) -> Array | Refusal:
@@ -247,8 +275,8 @@ def _transposed_kernel(weight: Array, attributes: Attributes) -> Array | Refusal
     return kernel if isinstance(kernel, Refusal) else kernel.transpose(0, 2, 1, 3)
 
 
-def _transposed_stored(kernel: Array, _attributes: Attributes, shape: tuple[int, ...]) -> Array:
-    return kernel.transpose(0, 2, 1, 3).reshape(shape)
+def _transposed_stored(kernel: Array, attributes: Attributes, taps: tuple[int, ...]) -> Array:
+    return _conv_stored(kernel.transpose(0, 2, 1, 3), attributes, taps)
 
 
 def _gemm_kernel(weight: Array, attributes: Attributes) -> Array | Refusal:
@@ -258,7 +286,7 @@ def _gemm_kernel(weight: Array, attributes: Attributes) -> Array | Refusal:
     return rows[None, :, :, None]
 
 
-def _gemm_stored(kernel: Array, attributes: Attributes, _shape: tuple[int, ...]) -> Array:
+def _gemm_stored(kernel: Array, attributes: Attributes, _taps: tuple[int, ...]) -> Array:
     rows: Array = kernel[0, :, :, 0]
     return rows if attributes.get("transB", 0) else rows.T
 
@@ -271,14 +299,13 @@ def _matmul_kernel(weight: Array, _attributes: Attributes) -> Array | Refusal:
     return weight.reshape(-1, inner, out).transpose(2, 1, 0)[None]
 
 
-def _matmul_stored(kernel: Array, _attributes: Attributes, shape: tuple[int, ...]) -> Array:
+def _matmul_stored(kernel: Array, _attributes: Attributes, taps: tuple[int, ...]) -> Array:
     matrices: Array = kernel[0].transpose(2, 1, 0)
-    return matrices.reshape(shape)
+    return matrices.reshape(*taps, *matrices.shape[1:])
 
 
-def _conv_shift(attributes: Attributes, weight_shape: tuple[int, ...]) -> Refusal | None:
-    spatial = weight_shape[2:]
-    if all(size == 1 for size in spatial):
+def _conv_shift(attributes: Attributes, taps: tuple[int, ...]) -> Refusal | None:
+    if all(size == 1 for size in taps):
         # A 1×1 kernel never needs padding, but explicit pads would still add border pixels.
         padded = attributes.get("auto_pad", "NOTSET") == "NOTSET" and any(attributes.get("pads", ()))
     else:
@@ -289,13 +316,13 @@ def _conv_shift(attributes: Attributes, weight_shape: tuple[int, ...]) -> Refusa
     return None
 
 
-def _transposed_shift(attributes: Attributes, weight_shape: tuple[int, ...]) -> Refusal | None:
+def _transposed_shift(attributes: Attributes, taps: tuple[int, ...]) -> Refusal | None:
     """Only a 1×1 kernel at stride 1 gives every output position every tap.
 
     Already at ``kernel = stride`` each position sees one tap of its own, so the shift would become a pattern.
     """
     plain = (
-        all(size == 1 for size in weight_shape[2:])
+        all(size == 1 for size in taps)
         and all(stride == 1 for stride in attributes.get("strides", ()))
         and not any(attributes.get("pads", ()))
         and not any(attributes.get("output_padding", ()))
@@ -307,8 +334,8 @@ def _transposed_shift(attributes: Attributes, weight_shape: tuple[int, ...]) -> 
     return Refusal(Reason.NONZERO_SHIFT, "a transposed convolution spreads a shift unevenly over its output positions")
 
 
-def _matmul_shift(_attributes: Attributes, weight_shape: tuple[int, ...]) -> Refusal | None:
-    if len(weight_shape) > 2:
+def _matmul_shift(_attributes: Attributes, taps: tuple[int, ...]) -> Refusal | None:
+    if taps:
         return Refusal(Reason.NONZERO_SHIFT, "each matrix of the stack would turn the shift into another bias")
     return None
 
@@ -317,7 +344,7 @@ def _last(rank: int | None) -> int | None:
     return None if rank is None else rank - 1
 
 
-def _no_refusal(_attributes: Attributes, _weight_shape: tuple[int, ...]) -> Refusal | None:
+def _no_refusal(_attributes: Attributes, _taps: tuple[int, ...]) -> Refusal | None:
     return None
 
 
@@ -326,6 +353,7 @@ LINEAR_OPS: Mapping[str, LinearOp] = {
     "Conv": LinearOp(
         has_bias=True,
         kernel=_conv_kernel,
+        taps=lambda shape: shape[2:],
         stored=_conv_stored,
         input_axis=lambda _rank, _attributes: 1,
         output_axis=lambda _rank: 1,
@@ -334,6 +362,7 @@ LINEAR_OPS: Mapping[str, LinearOp] = {
     "ConvTranspose": LinearOp(
         has_bias=True,
         kernel=_transposed_kernel,
+        taps=lambda shape: shape[2:],
         stored=_transposed_stored,
         input_axis=lambda _rank, _attributes: 1,
         output_axis=lambda _rank: 1,
@@ -342,6 +371,7 @@ LINEAR_OPS: Mapping[str, LinearOp] = {
     "Gemm": LinearOp(
         has_bias=True,
         kernel=_gemm_kernel,
+        taps=lambda _shape: (),
         stored=_gemm_stored,
         input_axis=lambda _rank, attributes: 0 if attributes.get("transA", 0) else 1,
         output_axis=lambda _rank: 1,
@@ -350,6 +380,7 @@ LINEAR_OPS: Mapping[str, LinearOp] = {
     "MatMul": LinearOp(
         has_bias=False,
         kernel=_matmul_kernel,
+        taps=lambda shape: shape[:-2],
         stored=_matmul_stored,
         input_axis=lambda rank, _attributes: _last(rank),
         output_axis=_last,

@@ -197,7 +197,8 @@ class FoldRecord:
                 left = f", leaving one {remainder}" if remainder else ""
                 return f"{way} {', '.join(into)}{across}{left}"
             case Merged(into=into, through=through):
-                return f"merged with its branches into {into}" + (f" by way of {', '.join(through)}" if through else "")
+                by_way = f"back into {', '.join(through)}, which" if through else "a branch that"
+                return f"{by_way} was merged into {into}"
             case Collapsed(nodes=nodes, into=into):
                 return f"{len(nodes)} ops became one {into}"
             case Kept() as kept:
@@ -269,7 +270,8 @@ class MergeRecord:
 
     Attributes:
         arrangement: branches that meet in a sum, or ops in a row.
-        nodes: names of the ops concerned, in the order of the graph; the sums in between are left out.
+        parts: how many branches, an identity among them, or how many ops in a row.
+        nodes: names of the ops concerned, in the order of the flow; the sums in between are left out.
         output: name of the value that they compute together.
         into: name of the op that is left; None where they stayed.
         refusal: why they stayed; None where they became one.
@@ -278,6 +280,7 @@ class MergeRecord:
     """
 
     arrangement: Arrangement
+    parts: int
     nodes: tuple[str, ...]
     output: str
     into: str | None
@@ -291,12 +294,13 @@ class MergeRecord:
         if self.refusal is not None:
             return self.refusal.detail
         what = "branches" if self.arrangement is Arrangement.PARALLEL else "ops in a row"
-        return f"{len(self.nodes)} {what} became {self.into}"
+        return f"{self.parts} {what} became {self.into}"
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain data."""
         return {
             "arrangement": str(self.arrangement),
+            "parts": self.parts,
             "nodes": list(self.nodes),
             "output": self.output,
             "into": self.into,

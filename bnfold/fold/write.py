@@ -1,0 +1,58 @@
+"""Round what has been folded into the graph's constants, each once."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from bnfold.fold.absorb import Pending, has_runtime_bias
+from bnfold.fold.affine_ops import rewrite
+from bnfold.fold.linear import LINEAR_OPS, Linear
+from bnfold.graph import ModelGraph, attributes_of, label
+
+
+def write(pending: Pending, graph: ModelGraph) -> dict[ir.Node, float]:
+    """Round what is pending into the graph's constants; the rounding error of each linear op."""
+    shared: dict[_WeightKey, ir.Value] = {}
+    errors = {node: _write_linear(graph, node, linear, shared) for node, linear in pending.linears.items()}
+    for node, affine in pending.affines.items():
+        if node.graph is not None:
+            rewrite(node, affine, graph)
+    return errors
+
+
+#: A stored weight, how an op reads it, and what the op multiplies its channels with.
+_WeightKey = tuple[ir.Value, tuple[object, ...], bytes, bytes]
+
+
+def _write_linear(graph: ModelGraph, node: ir.Node, linear: Linear, shared: dict[_WeightKey, ir.Value]) -> float:
+    rounded = linear.rounded()
+    weight = node.inputs[1]
+    assert weight is not None
+    attributes = attributes_of(node)
+    name = weight.name or label(node)
+    if rounded.bias is not None:
+        # First, because an exported bias is often computed from the shape of the weight, and so shares it.
+        graph.set_constant(node, 2, rounded.bias, _bias_name(name))
+    if linear.changed:
+        # Ops that shared a weight, read it alike and absorbed the same go on sharing it.
+        layout = (
+            node.op_type,
+            attributes.get("group", 1),
+            attributes.get("transB", 0),
+            node if linear.is_new else None,
+        )
+        key = (weight, layout, linear.out_scale.tobytes(), linear.in_scale.tobytes())
+        if key in shared:
+            graph.use(node, 1, shared[key])
+        else:
+            stored = LINEAR_OPS[node.op_type].stored(rounded.kernel, attributes, linear.taps)
+            shared[key] = graph.set_constant(node, 1, stored, name)
+    node.attributes.pop("alpha", None)  # it is in the weight now, and beta in the bias
+    if not has_runtime_bias(node, graph):
+        node.attributes.pop("beta", None)
+    return rounded.error
+
+
+def _bias_name(weight: str) -> str:
+    stem, dot, last = weight.rpartition(".")
+    return f"{stem}.bias" if dot and last == "weight" else f"{weight}_bias"
