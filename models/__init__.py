@@ -27,9 +27,23 @@ if TYPE_CHECKING:
 
 #: Every network of bnfold: its name, and ``module:factory``.
 NETWORKS: Mapping[str, str] = {
+    "convmixer": "bnfold.models.convmixer:ConvMixer",
+    "convnext": "bnfold.models.convnext:ConvNeXt",
+    "deit": "bnfold.models.deit:DeiT",
+    "densenet": "bnfold.models.densenet:DenseNet",
+    "efficientnet": "bnfold.models.efficientnet:EfficientNet",
+    "fcn1d": "bnfold.models.fcn1d:FCN1d",
+    "ghostnet": "bnfold.models.ghostnet:GhostNet",
+    "inception": "bnfold.models.inception:InceptionNet",
+    "levit": "bnfold.models.levit:LeViT",
     "mlp": "bnfold.models.mlp:MLP",
+    "mobilenet_v2": "bnfold.models.mobilenet_v2:MobileNetV2",
     "preact_resnet": "bnfold.models.preact_resnet:PreActResNet",
+    "r2plus1d": "bnfold.models.r2plus1d:R2Plus1d",
+    "resmlp": "bnfold.models.resmlp:ResMLP",
     "resnet": "bnfold.models.resnet:ResNet",
+    "shufflenet_v2": "bnfold.models.shufflenet_v2:ShuffleNetV2",
+    "unet": "bnfold.models.unet:UNet",
     "vgg": "bnfold.models.vgg:VGG",
 }
 
