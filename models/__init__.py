@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 #: Every network of bnfold: its name, and ``module:factory``.
 NETWORKS: Mapping[str, str] = {
+    "acnet": "bnfold.models.acnet:ACNet",
     "convmixer": "bnfold.models.convmixer:ConvMixer",
     "convnext": "bnfold.models.convnext:ConvNeXt",
+    "dbb": "bnfold.models.dbb:DBBNet",
     "deit": "bnfold.models.deit:DeiT",
     "densenet": "bnfold.models.densenet:DenseNet",
     "efficientnet": "bnfold.models.efficientnet:EfficientNet",
@@ -38,8 +40,11 @@ NETWORKS: Mapping[str, str] = {
     "levit": "bnfold.models.levit:LeViT",
     "mlp": "bnfold.models.mlp:MLP",
     "mobilenet_v2": "bnfold.models.mobilenet_v2:MobileNetV2",
+    "mobileone": "bnfold.models.mobileone:MobileOne",
     "preact_resnet": "bnfold.models.preact_resnet:PreActResNet",
     "r2plus1d": "bnfold.models.r2plus1d:R2Plus1d",
+    "repvgg": "bnfold.models.repvgg:RepVGG",
+    "repvit": "bnfold.models.repvit:RepViT",
     "resmlp": "bnfold.models.resmlp:ResMLP",
     "resnet": "bnfold.models.resnet:ResNet",
     "shufflenet_v2": "bnfold.models.shufflenet_v2:ShuffleNetV2",
