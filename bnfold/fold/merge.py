@@ -217,14 +217,27 @@ class Merger:
         return None
 
     def _weights_freed(self, stages: Sequence[Stage]) -> int:
-        """How many weights only these ops use."""
+        """How many weights only these ops will use."""
         nodes = {stage.node for stage in stages}
-        weights = {input_of(stage.node, 1): stage.geometry for stage in stages}
-        return sum(
-            geometry.weights
-            for value, geometry in weights.items()
-            if isinstance(geometry, Geometry) and all(user in nodes for user, _ in value.uses())
-        )
+        total = 0
+        counted: list[ir.Node] = []
+        for stage in stages:
+            weight = input_of(stage.node, 1)
+            users = {user for user, _ in weight.uses() if self._go_on_sharing(stage.node, user)}
+            if users <= nodes and not users & set(counted) and isinstance(stage.geometry, Geometry):
+                total += stage.geometry.weights
+            counted.append(stage.node)
+        return total
+
+    def _go_on_sharing(self, node: ir.Node, other: ir.Node) -> bool:
+        """Whether two ops that read one weight will still do so once what they have absorbed is written."""
+        if node is other:
+            return True
+        changed = [self.pending.linears.get(op) for op in (node, other)]
+        first, second = (linear if linear is not None and linear.changed else None for linear in changed)
+        if first is None or second is None:
+            return first is second
+        return first.absorbed_like(second)
 
     def _lengths(self, source: ir.Value, frame: Frame) -> list[int | None]:
         shape = self.graph.shapes.shape(source) or ()
