@@ -96,6 +96,6 @@ class DeiT(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → logits (N, num_classes)."""
         patches = self.embed(x).flatten(2).transpose(1, 2) + self.position
-        tokens = torch.cat([self.token.expand(len(x), -1, -1), patches], dim=1)
+        tokens = torch.cat([self.token.expand(x.shape[0], -1, -1), patches], dim=1)
         logits: Tensor = self.linear(self.norm(self.blocks(tokens))[:, 0])
         return logits
