@@ -10,15 +10,15 @@ if TYPE_CHECKING:
     from bnfold.fold.report import FoldRecord, FoldReport
 
 #: How each fate is shown: a word for those who see no colour, a colour for those who do.
-_COLOURS = {"folded": "green", "collapsed": "yellow", "kept": "red"}
-_WOULD = {"folded": "folds", "collapsed": "collapses", "kept": "stays"}
+_COLOURS = {"folded": "green", "merged": "magenta", "collapsed": "yellow", "kept": "red"}
+_WOULD = {"folded": "folds", "merged": "merges", "collapsed": "collapses", "kept": "stays"}
 
 
 def show_folds(output: Output, report: FoldReport, *, tense: str) -> None:
-    """Print the table of records and the summary.
+    """Print the table of records, that of merges, and the summary.
 
     Args:
-        output: where to.
+        output: where to; ``verbose`` lists the merges that were refused as well.
         report: what to show.
         tense: ``would`` before the fact, ``did`` after it.
     """
@@ -42,7 +42,30 @@ def show_folds(output: Output, report: FoldReport, *, tense: str) -> None:
             for record in report.records
         ]
         output.show(table("", columns, rows, right=["channels"], fixed=["fate", "ORT alone"]))
+    _show_merges(output, report, tense=tense)
     output.say(summary(report, tense=tense))
+
+
+def _show_merges(output: Output, report: FoldReport, *, tense: str) -> None:
+    done = [merge for merge in report.merges if merge.refusal is None]
+    stay = [merge for merge in report.merges if merge.refusal is not None]
+    shown = [*done, *stay] if output.verbose else done
+    if shown:
+        columns = ["linear ops that become one" if tense == "would" else "linear ops that became one",
+                   "into, or why not", "multiply-adds"]  # fmt: skip
+        rows = [
+            (
+                ", ".join(merge.nodes),
+                merge.into if merge.refusal is None else merge.refusal.detail,
+                f"{merge.work_before:,} → {merge.work_after:,}",
+            )
+            for merge in shown
+        ]
+        output.show(table("", columns, rows, right=["multiply-adds"]))
+    if stay and not output.verbose:
+        more = " more" if done else ""
+        places = f"1{more} place holds" if len(stay) == 1 else f"{len(stay)}{more} places hold"
+        output.say(f"{places} linear ops side by side or in a row that stay: see --verbose or --json.")
 
 
 def _abbreviated(op: str) -> str:
@@ -55,10 +78,19 @@ def summary(report: FoldReport, *, tense: str) -> str:
     if not norms:
         sentence = "No batch norm in this model."
     else:
-        gone = sum(record.fate == "folded" for record in norms)
-        verb = "folded" if tense != "would" else "folds" if gone == 1 else "fold"
-        sentence = f"{gone} of {len(norms)} batch norm{'s' * (len(norms) > 1)} {verb}; {report.batch_norms_after} left."
-    others = sum(record.fate != "kept" for record in report.records) - sum(r.fate != "kept" for r in norms)
-    if others:
-        sentence += f" {others} other affine{'s' * (others > 1)} {'go' if tense == 'would' else 'went'} as well."
+        counts = {fate: sum(record.fate == fate for record in norms) for fate in ("folded", "merged")}
+        first, *others = [fate for fate, count in counts.items() if count] or ["folded"]
+        which = f"{counts[first]} of {len(norms)} batch norm{'s' * (len(norms) > 1)}"
+        sentence = f"{which} {_verb(first, counts[first], tense)}"
+        sentence += "".join(f", {counts[fate]} {_verb(fate, counts[fate], tense)}" for fate in others)
+        sentence += f"; {report.batch_norms_after} left."
+    affines = sum(record.fate != "kept" for record in report.records) - sum(r.fate != "kept" for r in norms)
+    if affines:
+        sentence += f" {affines} other affine{'s' * (affines > 1)} {'go' if tense == 'would' else 'went'} as well."
     return f"{sentence} Nodes: {report.nodes_before} → {report.nodes_after}."
+
+
+def _verb(fate: str, count: int, tense: str) -> str:
+    if tense != "would":
+        return fate
+    return _WOULD[fate] if count == 1 else _WOULD[fate].removesuffix("s")
