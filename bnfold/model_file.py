@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import math
+import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 
 from bnfold.errors import ModelError, OutputError
 from bnfold.files import StrPath, check_output_file, publish, staging_folder
+from bnfold.skeleton import Piece, Weights, complete, join, size_of, skeleton_of, split
 
 ExternalData = Literal["auto", "always", "never"]
 
-#: A protobuf message cannot exceed 2 GiB; ``auto`` moves the weights out well before that.
+#: A protobuf message is smaller than this.
+_MESSAGE_LIMIT = 1 << 31
+
+#: From here on, ``auto`` moves the weights out.
 _EMBED_LIMIT = 1 << 30
+
+#: Width of one element of each data type that has one.
+_BITS = {d.value: d.bitwidth for d in ir.DataType if d not in (ir.DataType.UNDEFINED, ir.DataType.STRING)}
 
 #: Suffixes under which onnx reads and writes text.
 _TEXT_SUFFIXES = (".json", ".onnxjson", ".onnxtext", ".onnxtxt", ".pbtxt", ".prototxt", ".textproto", ".txtpb")
@@ -34,20 +45,19 @@ def load_model(path: StrPath) -> ir.Model:
         raise ModelError(f"{source} is a folder; give the path of an ONNX file")
     if not source.exists():
         raise ModelError(f"{source} does not exist")
+    label = str(source)
     try:
-        proto = onnx.load(source, format="protobuf", load_external_data=False)
-    except DecodeError as error:
-        raise ModelError(f"{source} is not an ONNX model, or is damaged: it cannot be parsed") from error
+        content = _read(source)
     except OSError as error:
         raise ModelError(f"{source} cannot be read: {error.strerror or error}") from error
-    if not proto.HasField("graph") or not proto.opset_import:
-        raise ModelError(f"{source} is not an ONNX model: it holds no graph")
-    _check_supported(proto, str(source))
-    model = _deserialize(proto, str(source))
+    proto, weights = _parsed(content, label)
+    model = _deserialize(proto, label)
+    complete(model, weights)
     ir.external_data.set_base_dir(model.graph, source.parent)
-    for tensor in external_tensors(model):
+    outside = list(external_tensors(model))
+    for tensor in outside:
         _check_external(tensor, source)
-    check_model(source, str(source))  # by its path, so that external data is looked for beside the model
+    check_model(source if outside else proto, label)  # by path, to look for external data beside the model
     return model
 
 
@@ -58,12 +68,54 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
         ModelError: the model breaks the ONNX specification, or refers to external data.
     """
     label = "the model in memory"
-    _check_supported(proto, label)
-    model = _deserialize(proto, label)
+    try:
+        content = proto.SerializeToString()
+    except (ValueError, EncodeError) as error:
+        raise ModelError(f"{label} is over 2 GiB; save it with external data, and give its path") from error
+    light, weights = _parsed(memoryview(content), label)
+    model = _deserialize(light, label)
+    complete(model, weights)
     if next(external_tensors(model), None) is not None:
         raise ModelError(f"{label} keeps weights in another file; load them, or give the model's path")
-    check_model(proto, label)
+    check_model(light, label)
     return model
+
+
+def _read(source: Path) -> memoryview:
+    """The bytes of a file. They are read, not mapped: another program may write to the file later."""
+    with source.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size >= _MESSAGE_LIMIT:
+            raise ModelError(f"{source} is no ONNX file: without its external data, one is smaller than 2 GiB")
+        buffer = np.empty(size, np.uint8).data  # unlike a bytes object, in huge pages: several times as fast
+        content = buffer[: stream.readinto(buffer)]
+        rest = stream.read()  # all of it, where the file is a pipe
+    return memoryview(bytes(content) + rest) if rest else content
+
+
+def _parsed(content: memoryview, label: str) -> tuple[onnx.ModelProto, Weights]:
+    """The skeleton of a serialized model that bnfold can read, and its weights."""
+    try:
+        proto, weights = split(content)
+    except DecodeError as error:
+        raise ModelError(f"{label} is not an ONNX model, or is damaged: it cannot be parsed") from error
+    if not proto.HasField("graph") or not proto.opset_import:
+        raise ModelError(f"{label} is not an ONNX model: it holds no graph")
+    _check_supported(proto, label)
+    return proto, weights
+
+
+def check_file(path: Path, label: str) -> None:
+    """Hold a file that no other program knows of yet against the ONNX specification.
+
+    Raises:
+        ModelError: the file breaks the specification.
+    """
+    with path.open("rb") as stream:
+        content = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+    proto, _ = _parsed(content, label)
+    external = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(proto))
+    check_model(path if external else proto, label)
 
 
 def check_model(model: onnx.ModelProto | Path, label: str) -> None:
@@ -91,26 +143,55 @@ def _check_supported(proto: onnx.ModelProto, label: str) -> None:
                 f"{label} uses version {entry.version} of the ONNX operators, and the installed onnx knows up to "
                 f"{known}; upgrade onnx, or export with a lower opset"
             )
-    if _has_sparse_tensors(proto):
-        raise ModelError(f"{label} holds sparse tensors, which bnfold does not read; store them as dense ones")
+    for tensor in _tensors(proto):
+        if isinstance(tensor, onnx.SparseTensorProto):
+            raise ModelError(f"{label} holds sparse tensors, which bnfold does not read; store them as dense ones")
+        _check_size(tensor, label)
 
 
-def _has_sparse_tensors(proto: onnx.ModelProto) -> bool:
-    sparse = (onnx.AttributeProto.SPARSE_TENSOR, onnx.AttributeProto.SPARSE_TENSORS)
+def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto | onnx.SparseTensorProto]:
+    """Every tensor of a model: of all its graphs, and of the attributes of all its nodes, functions included."""
     graphs = [proto.graph]
     nodes = [node for function in proto.functions for node in function.node]
     while graphs or nodes:
         if graphs:
             graph = graphs.pop()
-            if graph.sparse_initializer:
-                return True
+            yield from graph.initializer
+            yield from graph.sparse_initializer
             nodes.extend(graph.node)
             continue
         for attribute in nodes.pop().attribute:
-            if attribute.type in sparse:
-                return True
-            graphs.extend([attribute.g] if attribute.HasField("g") else attribute.graphs)
-    return False
+            match attribute.type:
+                case onnx.AttributeProto.TENSOR:
+                    yield attribute.t
+                case onnx.AttributeProto.TENSORS:
+                    yield from attribute.tensors
+                case onnx.AttributeProto.SPARSE_TENSOR | onnx.AttributeProto.SPARSE_TENSORS:
+                    yield from (attribute.sparse_tensor, *attribute.sparse_tensors)
+                case onnx.AttributeProto.GRAPH:
+                    graphs.append(attribute.g)
+                case onnx.AttributeProto.GRAPHS:
+                    graphs.extend(attribute.graphs)
+
+
+def _check_size(tensor: onnx.TensorProto, label: str) -> None:
+    """Refuse a tensor that holds more or less than its shape and type need; ONNX's checker lets more pass."""
+    if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.data_type not in _BITS:
+        return
+    bits, elements = _BITS[tensor.data_type], math.prod(tensor.dims)
+    if tensor.HasField("raw_data"):
+        held, needed, unit = len(tensor.raw_data), -(-bits * elements // 8), "bytes"
+    elif bits >= 8:
+        complex_parts = 2 if tensor.data_type in (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128) else 1
+        fields = (tensor.float_data, tensor.double_data, tensor.int32_data, tensor.int64_data, tensor.uint64_data)
+        held, needed, unit = sum(map(len, fields)), complex_parts * elements, "numbers"
+    else:
+        return
+    if held != needed:
+        raise ModelError(
+            f"{label} is not a valid ONNX model: the tensor {tensor.name!r} holds {held} {unit}, "
+            f"and its shape and type need {needed}"
+        )
 
 
 def _deserialize(proto: onnx.ModelProto, label: str) -> ir.Model:
@@ -147,8 +228,12 @@ def _check_external(tensor: ir.ExternalTensor, source: Path) -> None:
         raise ModelError(
             f"{source}: the external data file {location} of {tensor.name!r} is missing; put it beside the model"
         )
-    end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
-    if (tensor.length is not None and tensor.length < tensor.nbytes) or file.stat().st_size < end:
+    if tensor.length not in (None, tensor.nbytes):
+        raise ModelError(
+            f"{source}: the external data of {tensor.name!r} is {tensor.length} bytes long, "
+            f"and its shape and type need {tensor.nbytes}"
+        )
+    if file.stat().st_size < (tensor.offset or 0) + tensor.nbytes:
         raise ModelError(f"{source}: the external data file {location} is too short for {tensor.name!r}")
 
 
@@ -183,15 +268,24 @@ def check_model_output(path: StrPath) -> Path:
 
 def write_model(model: ir.Model, path: Path, *, external_data: ExternalData = "auto") -> Path:
     """Write a model, and its external data if any, into a folder of one's own; return the model's path."""
+    too_large = OutputError(
+        f"{path.name} would be larger than the 2 GiB that one file may hold; store the weights as external data"
+    )
     try:
         if is_external(model, external_data):
             ir.save(model, path, external_data=data_file(path).name)
-        else:
-            ir.save(_embedded(model), path)
-    except ValueError as error:  # protobuf's own limit
-        raise OutputError(
-            f"{path.name} would be larger than the 2 GiB that one file may hold; store the weights as external data"
-        ) from error
+            return path
+        pieces = _pieces(model)
+    except (ValueError, EncodeError) as error:  # protobuf's own limit
+        raise too_large from error
+    if size_of(pieces) >= _MESSAGE_LIMIT:
+        raise too_large
+    with path.open("wb") as stream:
+        for piece in pieces:
+            if isinstance(piece, ir.Tensor | ir.ExternalTensor):
+                piece.tofile(stream)  # copies nothing
+            else:
+                stream.write(_bytes_of(piece))
     return path
 
 
@@ -216,13 +310,12 @@ def is_external(model: ir.Model, choice: ExternalData) -> bool:
     return sum(tensor.nbytes for tensor in stored if tensor is not None) > _EMBED_LIMIT
 
 
-def _embedded(model: ir.Model) -> ir.Model:
-    """``model`` with the weights of external files in memory, so that it is written as one file."""
-    if next(external_tensors(model), None) is None:
-        return model
-    copy = model.clone()
-    ir.external_data.load_to_model(copy)
-    return copy
+def _pieces(model: ir.Model) -> list[Piece]:
+    """The model as one file, external weights included, in pieces that are written one after the other."""
+    bodies = model.graph.subgraphs()
+    if any(isinstance(v.const_value, ir.ExternalTensor) for graph in bodies for v in graph.initializers.values()):
+        model = ir.external_data.load_to_model(model.clone())
+    return join(*skeleton_of(model))
 
 
 def serialized(model: ir.Model) -> bytes:
@@ -231,8 +324,11 @@ def serialized(model: ir.Model) -> bytes:
     Raises:
         ModelError: the model is over the 2 GiB that protobuf allows.
     """
-    try:
-        content: bytes = ir.to_proto(_embedded(model)).SerializeToString()
-    except ValueError as error:
-        raise ModelError("the model is over 2 GiB and cannot be handed over in memory; use a file") from error
-    return content
+    pieces = _pieces(model)
+    if size_of(pieces) >= _MESSAGE_LIMIT:
+        raise ModelError("the model is over 2 GiB and cannot be handed over in memory; use a file")
+    return b"".join(map(_bytes_of, pieces))
+
+
+def _bytes_of(piece: Piece) -> bytes:
+    return piece if isinstance(piece, bytes) else piece.tobytes()

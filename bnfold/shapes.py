@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
+import onnx
 import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
+from google.protobuf.message import DecodeError, EncodeError
+
+from bnfold.skeleton import Weights, skeleton_of
 
 #: One dimension: its length, its symbolic name, or None where nothing is known.
 Dim = int | str | None
@@ -17,6 +22,9 @@ class ValueInfo:
 
     shape: tuple[Dim, ...] | None
     dtype: ir.DataType | None
+
+
+_NOTHING = ValueInfo(None, None)
 
 
 class ShapeTable:
@@ -53,30 +61,93 @@ def infer_shapes(model: ir.Model) -> ShapeTable:
     where the inference finds nothing (after an op of a custom domain, say). Neither does the inference see the
     values of initializers that a caller may override. The model is not changed.
     """
-    copy = model.clone()
-    for graph in copy.graphs():
-        outputs = set(graph.outputs)
-        for node in graph:
-            for value in node.outputs:
-                value.shape = None
-                if value not in outputs:  # an output must say what it is
-                    value.type = None
-    if copy.ir_version >= 4:
-        for value in copy.graph.inputs:
-            if value.name is not None and value.name in copy.graph.initializers:
-                del copy.graph.initializers[value.name]
-    common_passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copy)
+    proto, weights = skeleton_of(model)
+    _leave_types_only(proto, weights)
+    # Where it fails as a whole, it has found nothing.
+    with suppress(onnx.shape_inference.InferenceError, RuntimeError, ValueError, EncodeError, DecodeError):
+        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     infos: dict[ir.Value, ValueInfo] = {}
-    for original, inferred in zip(model.graphs(), copy.graphs(), strict=True):
-        named = ir.convenience.create_value_mapping(inferred)
-        for name, value in ir.convenience.create_value_mapping(original).items():
-            twin = named.get(name, value)
-            shape = _shape_of(twin)
+    pairs = [(model.graph, proto.graph)]
+    while pairs:
+        graph, inferred = pairs.pop()
+        found = _found(inferred)
+        pairs += zip(_bodies(graph), _body_protos(inferred), strict=True)
+        for value in _values(graph):
+            info = found.get(value.name or "", _NOTHING)
             infos[value] = ValueInfo(
-                shape=shape if shape is not None else _shape_of(value),
-                dtype=twin.dtype if twin.dtype is not None else value.dtype,
+                shape=info.shape if info.shape is not None else _shape_of(value),
+                dtype=info.dtype if info.dtype is not None else value.dtype,
             )
     return ShapeTable(infos)
+
+
+def _leave_types_only(proto: onnx.ModelProto, weights: Weights) -> None:
+    """Keep of a skeleton what the inference may believe, and declare the weights that it lacks as inputs."""
+    inputs = {value.name for value in proto.graph.input}
+    unseen = weights.keys() | inputs if proto.ir_version >= 4 else weights.keys()
+    seen = [tensor for tensor in proto.graph.initializer if tensor.name not in unseen]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(seen)
+    for name, tensor in weights.items():
+        if name not in inputs:
+            shape = tensor.shape.numpy()
+            proto.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.dtype.value, shape))
+    graphs = [proto.graph]
+    while graphs:
+        graph = graphs.pop()
+        graphs += _body_protos(graph)
+        del graph.value_info[:]
+        computed = {name for node in graph.node for name in node.output}
+        for output in graph.output:  # it must say what it is, but not in which shape
+            if output.name in computed and output.type.HasField("tensor_type"):
+                output.type.tensor_type.ClearField("shape")
+
+
+def _found(graph: onnx.GraphProto) -> dict[str, ValueInfo]:
+    """What a graph says of its own values."""
+    infos: dict[str, ValueInfo] = {}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        if not value.type.HasField("tensor_type"):
+            continue
+        tensor = value.type.tensor_type
+        shape = tuple(_dim(dim) for dim in tensor.shape.dim) if tensor.HasField("shape") else None
+        if shape is not None or value.name not in infos:
+            infos[value.name] = ValueInfo(shape, ir.DataType(tensor.elem_type) if tensor.elem_type else None)
+    return infos
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    return dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    """The values of a graph, those of its bodies left out."""
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from node.outputs
+
+
+def _bodies(graph: ir.Graph) -> Iterator[ir.Graph]:
+    """The graphs in the attributes of a graph's nodes, such as the branches of an If."""
+    for node in graph:
+        for attribute in node.attributes.values():
+            match attribute.type:
+                case ir.AttributeType.GRAPH:
+                    yield attribute.as_graph()
+                case ir.AttributeType.GRAPHS:
+                    yield from attribute.as_graphs()
+
+
+def _body_protos(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The same, in the same order."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            match attribute.type:
+                case onnx.AttributeProto.GRAPH:
+                    yield attribute.g
+                case onnx.AttributeProto.GRAPHS:
+                    yield from attribute.graphs
 
 
 def _shape_of(value: ir.Value) -> tuple[Dim, ...] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import onnx_ir as ir
 import pytest
 from folding import constants, model_of, norm
 
+from bnfold import model_file
 from bnfold.errors import ModelError, OutputError
 from bnfold.model_file import load_model, save_model, serialized
 
@@ -80,17 +83,75 @@ def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
         (lambda m: m.graph.node.add(op_type="Nonsense", output=["z"]), "not a valid ONNX model"),
         (lambda m: m.ClearField("graph"), "holds no graph"),
         (lambda m: m.graph.initializer[0].ClearField("raw_data"), "not a valid ONNX model"),
+        (lambda m: grow(m, "w", 4), r"the tensor 'w' holds 436 bytes, and its shape and type need 432"),
+        (lambda m: grow(m, "w", -4), r"the tensor 'w' holds 428 bytes"),
+        (lambda m: grow(m, "large", 4), r"the tensor 'large' holds 4004 bytes, and its shape and type need 4000"),
+        (lambda m: grow(m, "large", -1), r"the tensor 'large' holds 3999 bytes"),
+        (lambda m: m.graph.initializer.add(name="t", data_type=1, dims=[2], float_data=[1, 2, 3]), "holds 3 numbers"),
+        (lambda m: m.graph.initializer.add(name="t", data_type=1, dims=[-1, -1], float_data=[1]), "not a valid"),
+        (lambda m: m.graph.initializer.add(name="t", data_type=99, dims=[1], raw_data=b"1234"), "not a valid"),
+        (lambda m: m.graph.initializer.append(m.graph.initializer[-1]), "not a valid ONNX model"),
+        (lambda m: m.graph.initializer[-1].ClearField("name"), "not a valid ONNX model"),
+        (lambda m: m.graph.node[0].attribute.add(name="pads", type=1, f=0.5), "not a valid ONNX model"),
     ],
-    ids=["dangling input", "cycle", "name twice", "unknown opset", "unknown op", "no graph", "weight without data"],
+    ids=[
+        "dangling input",
+        "cycle",
+        "name twice",
+        "unknown opset",
+        "unknown op",
+        "no graph",
+        "weight without data",
+        "small weight too long",
+        "small weight too short",
+        "large weight too long",
+        "large weight too short",
+        "numbers too many",
+        "negative shape",
+        "unknown type",
+        "large weight twice",
+        "weight without name",
+        "attribute of another type",
+    ],
 )
 def test_malformed_graph_is_refused(tmp_path: Path, damage: object, words: str) -> None:
     proto = ir.to_proto(model())
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(1000, np.float32), "large"))
     damage(proto)  # type: ignore[operator]
     path = tmp_path / "bad.onnx"
     path.write_bytes(proto.SerializeToString())
     with pytest.raises(ModelError, match=words) as caught:
         load_model(path)
     assert "\n" not in str(caught.value)
+
+
+def grow(proto: onnx.ModelProto, name: str, count: int) -> None:
+    """Make the data of a weight longer than its shape says, or shorter."""
+    (tensor,) = (tensor for tensor in proto.graph.initializer if tensor.name == name)
+    tensor.raw_data = (tensor.raw_data + bytes(max(count, 0)))[: len(tensor.raw_data) + count]
+
+
+def test_file_that_is_too_large_to_be_a_model_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "huge.onnx").open("wb") as stream:
+        stream.truncate(1 << 31)
+    with pytest.raises(ModelError, match="smaller than 2 GiB"):
+        load_model(tmp_path / "huge.onnx")
+
+
+def test_model_is_read_from_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=[serialized(model())])
+    writer.start()
+    assert serialized(load_model(pipe)) == serialized(model())
+    writer.join()
+
+
+def test_model_in_memory_does_not_see_later_changes_of_its_file(tmp_path: Path) -> None:
+    path = save_model(model(), tmp_path / "model.onnx")
+    loaded = load_model(path)
+    path.write_bytes(bytes(path.stat().st_size))
+    assert serialized(loaded) == serialized(model())
 
 
 def test_missing_external_data_is_named(tmp_path: Path) -> None:
@@ -105,6 +166,18 @@ def test_truncated_external_data_is_named(tmp_path: Path) -> None:
     data = tmp_path / "weights.bin"
     data.write_bytes(data.read_bytes()[:-4])
     with pytest.raises(ModelError, match="too short"):
+        load_model(path)
+
+
+def test_external_data_longer_than_its_tensor_is_refused(tmp_path: Path) -> None:
+    path = external(tmp_path)
+    proto = onnx.load(path, load_external_data=False)
+    (entry,) = (entry for entry in proto.graph.initializer[0].external_data if entry.key == "length")
+    entry.value = str(int(entry.value) + 4)
+    path.write_bytes(proto.SerializeToString())
+    with (tmp_path / "weights.bin").open("ab") as stream:
+        stream.write(bytes(8))
+    with pytest.raises(ModelError, match="436 bytes long, and its shape and type need 432"):
         load_model(path)
 
 
@@ -140,7 +213,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monke
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ir, "save", full)
+    monkeypatch.setattr(model_file, "join", full)
     with pytest.raises(OutputError, match="No space left on device"):
         save_model(model(), path)
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]

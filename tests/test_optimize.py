@@ -74,6 +74,23 @@ def test_failed_proof_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx"]
 
 
+def test_result_that_breaks_the_specification_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bnfold import optimizer
+
+    honest = optimizer.fold
+
+    def wrong(model: ir.Model, selected: object) -> object:
+        report = honest(model, selected)  # type: ignore[arg-type]
+        next(iter(model.graph)).op_type = "Nonsense"
+        return report
+
+    monkeypatch.setattr(optimizer, "fold", wrong)
+    path = source(tmp_path)
+    with pytest.raises(ModelError, match="please report it: the result is not a valid ONNX model: No Op registered"):
+        bnfold.optimize(path, tmp_path / "out.onnx")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx"]
+
+
 @pytest.mark.parametrize(
     ("options", "left"),
     [

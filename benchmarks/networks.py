@@ -1,0 +1,90 @@
+"""Networks of a given size for the benchmarks, made node by node with random weights: no training, no download."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET, IR_VERSION = 17, 9
+
+
+@dataclass
+class Builder:
+    """Nodes and weights of one graph; each method adds a layer and returns the name of its result."""
+
+    seed: int = 0
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    weights: list[onnx.TensorProto] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._random = np.random.default_rng(self.seed)
+
+    def weight(self, name: str, *shape: int, low: float = -1.0, high: float = 1.0) -> str:
+        """A float32 initializer, uniform between ``low`` and ``high``."""
+        array = self._random.random(shape, np.float32) * np.float32(high - low) + np.float32(low)
+        return self.constant(name, array)
+
+    def constant(self, name: str, array: NDArray[np.generic]) -> str:
+        """An initializer."""
+        self.weights.append(numpy_helper.from_array(array, name))
+        return name
+
+    def op(self, op_type: str, inputs: Sequence[str], name: str, **attributes: object) -> str:
+        """One node, whose only output carries its name."""
+        self.nodes.append(helper.make_node(op_type, list(inputs), [name], name=f"{name}/{op_type}", **attributes))
+        return name
+
+    def conv(self, x: str, name: str, inner: int, out: int, size: int = 1, stride: int = 1) -> str:
+        """A square convolution that pads to the same size, without a bias."""
+        reach = float(np.sqrt(6 / (inner * size * size)))
+        kernel = self.weight(f"{name}.weight", out, inner, size, size, low=-reach, high=reach)
+        pads = [size // 2] * 4
+        return self.op("Conv", [x, kernel], f"{name}.out", kernel_shape=[size] * 2, strides=[stride] * 2, pads=pads)
+
+    def norm(self, x: str, name: str, channels: int) -> str:
+        """A batch norm with statistics as after training."""
+        ranges = {"weight": (0.5, 1.5), "bias": (-0.5, 0.5), "running_mean": (-0.5, 0.5), "running_var": (0.5, 2.0)}
+        parameters = [self.weight(f"{name}.{key}", channels, low=a, high=b) for key, (a, b) in ranges.items()]
+        return self.op("BatchNormalization", [x, *parameters], f"{name}.out", epsilon=1e-5)
+
+    def relu(self, x: str) -> str:
+        """ReLU."""
+        return self.op("Relu", [x], f"{x}.relu")
+
+    def model(self, inputs: dict[str, Sequence[int | str]], outputs: dict[str, Sequence[int | str]]) -> onnx.ModelProto:
+        """The graph as a model with float32 inputs and outputs of these shapes."""
+        values = [
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in group.items()]
+            for group in (inputs, outputs)
+        ]
+        graph = helper.make_graph(self.nodes, "benchmark", *values, self.weights)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+
+
+def resnet50() -> onnx.ModelProto:
+    """ResNet-50 (He et al. 2015) with torchvision's layer sizes: 25.6 million parameters, 53 batch norms, 102 MB."""
+    b = Builder()
+
+    def unit(x: str, name: str, inner: int, out: int, size: int = 1, stride: int = 1) -> str:
+        return b.norm(b.conv(x, f"{name}.conv", inner, out, size, stride), f"{name}.bn", out)
+
+    x = b.relu(unit("image", "stem", 3, 64, 7, 2))
+    x = b.op("MaxPool", [x], "pool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    inner = 64
+    for stage, (width, depth) in enumerate(zip((64, 128, 256, 512), (3, 4, 6, 3), strict=True), 1):
+        for block in range(depth):
+            name, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
+            y = b.relu(unit(x, f"{name}.1", inner, width))
+            y = b.relu(unit(y, f"{name}.2", width, width, 3, stride))
+            y = unit(y, f"{name}.3", width, 4 * width)
+            skip = unit(x, f"{name}.down", inner, 4 * width, 1, stride) if block == 0 else x
+            x = b.relu(b.op("Add", [y, skip], f"{name}.sum"))
+            inner = 4 * width
+    x = b.op("Flatten", [b.op("GlobalAveragePool", [x], "mean")], "features")
+    b.op("Gemm", [x, b.weight("fc.weight", 1000, 2048), b.weight("fc.bias", 1000)], "logits", transB=1)
+    return b.model({"image": ["N", 3, 224, 224]}, {"logits": ["N", 1000]})
