@@ -79,8 +79,8 @@ def test_result_that_breaks_the_specification_is_not_written(tmp_path: Path, mon
 
     honest = optimizer.fold
 
-    def wrong(model: ir.Model, selected: object) -> object:
-        report = honest(model, selected)  # type: ignore[arg-type]
+    def wrong(model: ir.Model, selected: object, **choices: object) -> object:
+        report = honest(model, selected, **choices)  # type: ignore[arg-type]
         next(iter(model.graph)).op_type = "Nonsense"
         return report
 
