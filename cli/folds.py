@@ -51,8 +51,8 @@ def _show_merges(output: Output, report: FoldReport, *, tense: str) -> None:
     stay = [merge for merge in report.merges if merge.refusal is not None]
     shown = [*done, *stay] if output.verbose else done
     if shown:
-        columns = ["linear ops that become one" if tense == "would" else "linear ops that became one",
-                   "into, or why not", "multiply-adds"]  # fmt: skip
+        what = f"linear ops that {'become' if tense == 'would' else 'became'} one"
+        columns = [what, "into, or why not" if output.verbose else "into", "multiply-adds"]
         rows = [
             (
                 ", ".join(merge.nodes),

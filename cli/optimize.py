@@ -54,6 +54,7 @@ def command(
 
     from bnfold.cli.folds import show_folds
     from bnfold.files import check_output_file
+    from bnfold.model_file import load_model
     from bnfold.optimizer import OptimizeOptions, optimize
     from bnfold.reporting import write_fold_report
     from bnfold.verification import VerifyOptions
@@ -69,11 +70,13 @@ def command(
         in_place=in_place,
         verify=VerifyOptions(shapes=shapes) if verify else None,
     )
+    # The report shows the model as it was, which the result is about to replace.
+    before = load_model(model) if in_place and report is not None else None
     with output.progress() as progress:
         result = optimize(model, out, options, progress)
     show_folds(output, result.report, tense="did")
     if report is not None:
-        write_fold_report(result, Path(model), Path(report))
+        write_fold_report(result, Path(model), Path(report), before=before)
     if result.verification is not None and result.verification.verdict == "nothing proven":
         output.say("Nothing was folded, so that there was nothing to prove." if result.report.unchanged
                     else f"Not proven: {result.verification.sentence}.")  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from bnfold.errors import InputError
 from bnfold.extras import require
 from bnfold.files import write_json, write_text
-from bnfold.reporting import plots
+from bnfold.model_file import load_model
+from bnfold.reporting import fold_page, glossary, plots
+from bnfold.reporting.changes import compare
+from bnfold.reporting.structure import inlined_like, size_of, structure_of
 
 if TYPE_CHECKING:
     from bnfold.benchmarking import BenchmarkResult
@@ -42,31 +47,48 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
-def write_fold_report(result: OptimizeResult, source: Path, path: Path) -> None:
-    """Write the fate of each batch norm.
+def write_fold_report(result: OptimizeResult, source: Path, path: Path, *, before: ir.Model | None = None) -> None:
+    """Write the fate of each batch norm, with the graph before and after.
 
     Args:
         result: what :func:`bnfold.optimize` returned.
         source: the model that it was made from.
         path: ``.json`` for the plain report; anything else is HTML.
+        before: the model that was in ``source``, needed where the result has taken its place.
 
     Raises:
+        InputError: the result has taken the place of ``source``, and ``before`` is not given.
+        ModelError: ``source`` cannot be loaded.
         OutputError: the file cannot be written.
-        MissingExtraError: HTML was asked for, and jinja2 or matplotlib is not installed.
+        MissingExtraError: HTML was asked for, and jinja2 is not installed.
     """
     if path.suffix == ".json":
         write_json(path, result.to_json())
         return
-    before, after = _op_counts(ir.load(source)), _op_counts(result.model)
+    if before is None and result.path is not None and source.exists() and result.path.samefile(source):
+        raise InputError(f"{source} holds the result by now; give the model that was in it as `before`")
+    old = before if before is not None else load_model(source)
+    old_size = None if before is not None else size_of(source, old)
+    then = replace(structure_of(inlined_like(result.model, old)), size=old_size)
+    now = replace(structure_of(result.model), size=size_of(result.path, ir.load(result.path)) if result.path else None)
+    report = result.report
+    graphs = fold_page.graphs(compare(then, now, report), report)
+    rows = fold_page.op_rows(then, now)
     page = _render(
         "folds.html.jinja",
         title=f"What bnfold did to {source.name}",
         source=source.name,
         output=result.path.name if result.path else None,
-        report=result.report,
+        report=report,
         verification=result.verification,
-        op_plot=plots.op_counts(before, after),
-        error_plot=_error_plot(result.verification) if result.verification else None,
+        page=fold_page,
+        glossary=glossary,
+        figures=list(fold_page.figures(report, then, now)),
+        op_rows=rows,
+        most_nodes=max((max(old, new) for _, old, new in rows), default=1),
+        graphs=graphs,
+        anchors={number: anchor for graph in graphs for number, anchor in graph.anchors.items()},
+        errors=_error_rows(result.verification) if result.verification else [],
     )
     write_text(path, page)
 
@@ -106,7 +128,8 @@ _RUNS: Mapping[Run, str] = {
 }
 
 
-def _error_plot(verification: VerifyResult) -> str | None:
+def _error_rows(verification: VerifyResult) -> list[tuple[str, float | None, float | None]]:
+    """What was run, its largest error relative to the output's scale, and the bound that it was held to."""
     rows: list[tuple[str, float | None, float | None]] = []
     for output in verification.outputs:
         prefix = f"{output.name}: " if len(verification.outputs) > 1 else ""
@@ -115,6 +138,11 @@ def _error_plot(verification: VerifyResult) -> str | None:
             finding = findings.get(run)
             bound = finding.bound / finding.scale if finding and finding.scale > 0 else None
             rows.append((prefix + name, output.relative(run), bound))
+    return rows
+
+
+def _error_plot(verification: VerifyResult) -> str | None:
+    rows = _error_rows(verification)
     return plots.errors(rows) if any(error is not None for _, error, _ in rows) else None
 
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 #: Distinguishable for the colour-blind (Okabe & Ito), in the order in which candidates are drawn.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
-_GRAY = "#666666"
+_GRAY, _LINE = "#666666", "#e5e5e5"
+#: What is no data follows the colours of the page, which may be dark.
+_OF_PAGE = {"#000000": "currentColor", _GRAY: "var(--soft)", _LINE: "var(--line)"}
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -28,7 +30,7 @@ def _figure(width: float, height: float) -> Figure:
 def _axes(figure: Figure, *position: int) -> Axes:
     axes = figure.add_subplot(*position)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e5e5e5", linewidth=0.8)
+    axes.grid(axis="y", color=_LINE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=9)
     return axes
@@ -39,9 +41,17 @@ def _svg(figure: Figure) -> str:
     # Text stays text, so that it can be read aloud, searched and copied.
     matplotlib = require("matplotlib", "plot")
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "bnfold", "font.family": "sans-serif"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(
+            stream,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
     text = stream.getvalue()
-    return text[text.index("<svg") :]
+    text = text[text.index("<svg") :].replace("<svg ", '<svg class="plot" ', 1)
+    for colour, of_page in _OF_PAGE.items():
+        text = text.replace(colour, of_page)
+    return text
 
 
 def training_curve(history: Sequence[Mapping[str, Any]]) -> str:
@@ -92,9 +102,9 @@ def errors(rows: Sequence[tuple[str, float | None, float | None]]) -> str:
     figure = _figure(8.4, 0.9 + 0.42 * len(shown))
     axes = _axes(figure, 1, 1, 1)
     axes.grid(visible=False)
-    axes.grid(axis="x", color="#e5e5e5", linewidth=0.8)
+    axes.grid(axis="x", color=_LINE, linewidth=0.8)
     for row, (_, error, bound) in enumerate(shown):
-        axes.plot([floor, max(error, floor)], [row, row], color="#cccccc", linewidth=1.2, zorder=1)
+        axes.plot([floor, max(error, floor)], [row, row], color=_LINE, linewidth=1.2, zorder=1)
         axes.plot(max(error, floor), row, "o", color=COLOURS[0], zorder=2, label="error" if row == 0 else None)
         axes.annotate(f"{error:.1e}", (max(error, floor), row), textcoords="offset points", xytext=(0, 7),
                       ha="center", fontsize=8)  # fmt: skip
