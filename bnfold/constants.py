@@ -20,8 +20,7 @@ from bnfold.shapes import ShapeTable
 
 Array = NDArray[Any]
 
-#: Ops whose result follows from their constant inputs alone, the same on every run. DequantizeLinear is not here:
-#: a quantized weight is a constant to the runtime, but replacing it by its float value would undo the quantization.
+#: Ops whose result follows from their constant inputs alone, the same on every run.
 _PURE_OPS = frozenset(
     [
         "Abs",
@@ -30,6 +29,7 @@ _PURE_OPS = frozenset(
         "Ceil",
         "Concat",
         "ConstantOfShape",
+        "DequantizeLinear",
         "Div",
         "Equal",
         "Exp",
@@ -47,6 +47,7 @@ _PURE_OPS = frozenset(
         "Neg",
         "Not",
         "Pow",
+        "QuantizeLinear",
         "Range",
         "Reciprocal",
         "ReduceMax",
@@ -234,6 +235,8 @@ def _run_node(node: ir.Node, arrays: dict[str, Array], opset: int) -> list[Array
     inputs = [onnx.ValueInfoProto(name=name) for name in arrays]
     outputs = [onnx.ValueInfoProto(name=name) for name in proto.output if name]
     graph = onnx.helper.make_graph([proto], "constant", inputs, outputs)
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        opset = max(opset, 19)  # what they do with integers never changed, and older ones are not implemented there
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
     try:
         with np.errstate(all="ignore"):

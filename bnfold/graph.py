@@ -158,6 +158,21 @@ class ModelGraph:
         result.name = name
         return node
 
+    def insert_before(
+        self, node: ir.Node, index: int, op_type: str, inputs: Sequence[ir.Value], attributes: Mapping[str, Any]
+    ) -> None:
+        """Make an op whose result, like the present one, is input ``index`` of a node from now on."""
+        old = input_of(node, index)
+        new = ir.node(op_type, inputs, attributes=dict(attributes), domain=node.domain)
+        new.name = _fresh(f"{label(node)}_{op_type.lower()}", self._node_names)
+        result = new.outputs[0]
+        result.name = self.fresh_name(f"{old.name}_folded")
+        result.type, result.shape = old.type, old.shape
+        assert node.graph is not None
+        node.graph.insert_before(node, new)
+        self.shapes.copy(old, result)
+        self.use(node, index, result)
+
     def _make(self, new: NewOp, source: ir.Value, like: ir.Value, *, beside: ir.Node) -> ir.Node:
         """A new node right after ``beside`` that reads ``source`` and yields something of the type of ``like``."""
         node = ir.node(new.op_type, [source, *new.constants], attributes=dict(new.attributes), domain=beside.domain)

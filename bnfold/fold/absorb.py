@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from bnfold.affine import ChannelAffine
 from bnfold.fold.linear import LINEAR_OPS, Linear
+from bnfold.fold.quantized import Quantization, read_quantization
 from bnfold.fold.report import Reason, Refusal
 from bnfold.graph import ModelGraph, attributes_of, input_of, label
 
@@ -65,6 +66,13 @@ def absorb_before(
         if refusal:
             return refusal
     result = linear.before(fitted)
+    if result.quantization is not None:
+        uniform = result.with_uniform_input()
+        if uniform is None:
+            return Refusal(
+                Reason.WEIGHT_QUANTIZED, f"the quantized weight of {label(node)} has no scale for each input"
+            )
+        result = uniform
     left = ChannelAffine.identity()
     if not op.has_bias and result.bias is not None:
         output_axis = op.output_axis(graph.shapes.rank(node.outputs[0]))
@@ -95,6 +103,9 @@ def read_linear(node: ir.Node, graph: ModelGraph, pending: Pending, *, bias_matt
     weight = _read_weight(node, graph)
     if isinstance(weight, Refusal):
         return weight
+    quantization = None
+    if isinstance(weight, Quantization):
+        quantization, weight = weight, weight.dequantized().astype(weight.scale.dtype)
     attributes = attributes_of(node)
     op = LINEAR_OPS[node.op_type]
     kernel = op.kernel(weight, attributes)
@@ -106,7 +117,7 @@ def read_linear(node: ir.Node, graph: ModelGraph, pending: Pending, *, bias_matt
         if bias.ndim and bias.shape[-1] not in (1, kernel.shape[0] * kernel.shape[1]):
             return Refusal(Reason.PARAMETERS_INVALID, f"a bias of shape {bias.shape} in {label(node)}")
         bias = bias.astype(np.float64) * _factor(node, "beta")
-    linear = Linear.of(kernel, op.taps(weight.shape), bias)
+    linear = replace(Linear.of(kernel, op.taps(weight.shape), bias), quantization=quantization)
     alpha = _factor(node, "alpha")
     return linear if alpha == 1.0 else replace(linear, out_scale=np.full(linear.out_channels, alpha))
 
@@ -116,12 +127,12 @@ def _factor(node: ir.Node, name: str) -> float:
     return float(np.float32(node.attributes.get_float(name, 1.0))) if node.op_type == "Gemm" else 1.0
 
 
-def _read_weight(node: ir.Node, graph: ModelGraph) -> NDArray[Any] | Refusal:
+def _read_weight(node: ir.Node, graph: ModelGraph) -> NDArray[Any] | Quantization | Refusal:
     value = node.inputs[1] if len(node.inputs) > 1 else None
     if value is None:
         return Refusal(Reason.WEIGHT_NOT_CONSTANT, f"{label(node)} has no weight")
     if graph.constants.quantized(value):
-        return Refusal(Reason.WEIGHT_QUANTIZED, f"the weight of {label(node)} is quantized")
+        return read_quantization(node, graph)
     if graph.constants.overridable(value):
         return Refusal(
             Reason.OVERRIDABLE_INPUT,

@@ -309,6 +309,8 @@ def _numbers(node: ir.Node, geometry: Geometry, graph: ModelGraph, pending: Pend
     linear = read_linear(node, graph, pending, bias_matters=True)
     if isinstance(linear, Refusal):
         return linear
+    if linear.quantization is not None:
+        return Refusal(Reason.WEIGHT_QUANTIZED, f"the quantized weight of {label(node)} cannot be added to another")
     bias = np.zeros(1) if linear.bias is None else linear.bias
     if bias.size not in (1, geometry.out_channels):
         return Refusal(Reason.AXIS_MISMATCH, f"the bias of {label(node)} differs from row to row")

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
@@ -27,6 +27,9 @@ from numpy.typing import NDArray
 
 from bnfold.affine import ChannelAffine, Float64Array
 from bnfold.fold.report import Reason, Refusal
+
+if TYPE_CHECKING:
+    from bnfold.fold.quantized import Quantization
 
 Array = NDArray[Any]
 Attributes = Mapping[str, Any]
@@ -64,6 +67,8 @@ class Linear:
         bias: float64, last axis of length ``group · out`` or 1, or None.
         out_magnitude: for each output channel, that of its largest stored weight.
         in_magnitude: for each input channel, likewise.
+        quantization: how the weight is stored, where it is as integers, whose kernel is then the dequantized one; such
+            a weight can take in factors on its output channels only.
     """
 
     kernel: Array
@@ -75,6 +80,7 @@ class Linear:
     bias: Float64Array | None
     out_magnitude: Float64Array
     in_magnitude: Float64Array
+    quantization: Quantization | None = None
 
     @staticmethod
     def of(kernel: Array, taps: tuple[int, ...], bias: Array | None) -> Linear:
@@ -138,6 +144,12 @@ class Linear:
             bias = self.out_scale * moved + (0.0 if bias is None else bias)
         return replace(self, in_scale=self.in_scale * affine.scale, bias=bias)
 
+    def with_uniform_input(self) -> Linear | None:
+        """The same with what it multiplies its inputs by in the output scale; None where inputs are treated unlike."""
+        if np.any(self.in_scale != self.in_scale[:1]):
+            return None
+        return replace(self, out_scale=self.out_scale * self.in_scale[0], in_scale=np.ones_like(self.in_scale))
+
     def rounded(self) -> Rounded:
         """The constants with everything absorbed, each rounded once, given that there is no :meth:`problem`."""
         dtype = self.dtype
@@ -181,7 +193,16 @@ class Linear:
         """Why the result cannot be stored, if it cannot: it would overflow, or lose a channel to underflow."""
         if not (np.all(np.isfinite(self.out_scale)) and np.all(np.isfinite(self.in_scale))):
             return Refusal(Reason.OVERFLOW, "a folded weight would not be finite")
+        if self.quantization is not None:
+            changed = self.quantization.times(self.out_scale)
+            return changed if isinstance(changed, Refusal) else self._bias_problem()
         return None if self._clearly_fits() else self._measured_problem()
+
+    def _bias_problem(self) -> Refusal | None:
+        with np.errstate(over="ignore"):
+            if self.bias is None or _all_finite(self.bias.astype(self.dtype)):
+                return None
+        return Refusal(Reason.OVERFLOW, f"a folded bias would overflow {self.dtype.name}")
 
     def _clearly_fits(self) -> bool:
         """Whether bounds alone show that nothing overflows or underflows, which they nearly always do."""

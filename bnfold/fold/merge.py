@@ -6,7 +6,8 @@ Structural re-parameterization, on a graph (Ding et al., *RepVGG*, 2021; Vasu et
     conv₂(conv₁(x))  =  conv(x),   W = W₂ · W₁ over the channels in between,   b = b₂ + Σ W₂ · b₁
 
 where an identity, an affine and an average pool count as convolutions too. Two things are asked of every merge: it
-must not need more multiply-adds, nor more weights, than what it replaces; and nobody else may see what goes away.
+must not need more multiply-adds than what it replaces, nor more weights, unless it saves as large a share of the
+multiply-adds; and nobody else may see what goes away.
 
 A merge is planned as a value by :func:`plan_merges`, which reads only; :mod:`bnfold.fold.engine` carries it out.
 """
@@ -211,8 +212,14 @@ class Merger:
         work = sum(part.work for part in parts)
         if common.weights > work:
             return Refusal(Reason.COST, f"one kernel would take {common.weights} multiply-adds instead of {work}")
-        stored = self._weights_freed([stage for part in parts for stage in part.chain.linears])
-        if common.weights > stored:
+        return None
+
+    def _too_large(self, common: Geometry, work: int, stages: Sequence[Stage]) -> Refusal | None:
+        """Why one kernel does not pay: it may hold more weights only where it saves as large a share of the work."""
+        stored = self._weights_freed(stages)
+        if common.weights > work:
+            return Refusal(Reason.COST, f"one kernel would take {common.weights} multiply-adds instead of {work}")
+        if common.weights**2 > work * stored:
             return Refusal(Reason.COST, f"one kernel would hold {common.weights} weights instead of {stored}")
         return None
 
@@ -261,6 +268,10 @@ class Merger:
         def refused(refusal: Refusal) -> MergeRecord:
             return self._parallel_record(cluster, tree, refusal, lengths)
 
+        stages = [stage for branch in cluster for stage in branch.chain.linears]
+        too_large = self._too_large(geometry, sum(branch.work for branch in cluster), stages)
+        if too_large is not None:
+            return refused(too_large)
         sign = tree.sign_without(cluster[0].leaf, dropped, self.graph)
         if isinstance(sign, Refusal):
             return refused(sign)
@@ -312,15 +323,13 @@ class Merger:
         geometry = frame if isinstance(frame, Refusal) else whole.geometry(last.frame, channels)
         if isinstance(geometry, Refusal):
             return _record(Arrangement.CONSECUTIVE, whole.nodes, output, geometry)
-        work, stored = whole.work(last.frame, channels), self._weights_freed([first, last])
+        work = whole.work(last.frame, channels)
         record = replace(
             _record(Arrangement.CONSECUTIVE, whole.nodes, output, None), work_before=work, work_after=geometry.weights
         )
-        if geometry.weights > min(work, stored):
-            what = f"one kernel would take {geometry.weights} multiply-adds instead of {work}"
-            if geometry.weights <= work:
-                what = f"one kernel would hold {geometry.weights} weights instead of {stored}"
-            return replace(record, refusal=Refusal(Reason.COST, what))
+        too_large = self._too_large(geometry, work, [first, last])
+        if too_large is not None:
+            return replace(record, refusal=too_large)
         numbers = whole.convolution(last.frame, channels, self.graph, self.pending)
         # A transposed convolution stays one; else the second op does, whose output has the shape of the result.
         survivor = first.node if geometry.transposed and first.node.op_type == "ConvTranspose" else second

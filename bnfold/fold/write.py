@@ -7,6 +7,7 @@ import onnx_ir as ir
 from bnfold.fold.absorb import Pending, has_runtime_bias
 from bnfold.fold.affine_ops import rewrite
 from bnfold.fold.linear import LINEAR_OPS, Linear
+from bnfold.fold.quantized import Quantization, write_quantization
 from bnfold.graph import ModelGraph, attributes_of, label
 
 
@@ -33,7 +34,11 @@ def _write_linear(graph: ModelGraph, node: ir.Node, linear: Linear, shared: dict
     if rounded.bias is not None:
         # First, because an exported bias is often computed from the shape of the weight, and so shares it.
         graph.set_constant(node, 2, rounded.bias, _bias_name(name))
-    if linear.changed:
+    if linear.changed and linear.quantization is not None:
+        changed = linear.quantization.times(linear.out_scale)
+        assert isinstance(changed, Quantization), "a fold was planned that cannot be written"
+        write_quantization(node, changed, graph)
+    elif linear.changed:
         # Ops that shared a weight, read it alike and absorbed the same go on sharing it.
         layout = (
             node.op_type,
