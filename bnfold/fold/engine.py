@@ -1,9 +1,10 @@
 """Run the planner over a model until nothing more folds or merges, then write each changed constant once.
 
-The order: sweep the sites from the inputs to the outputs, each backward if it can go there, else forward; sweep again
-as long as something moved, since one fold can open the way for another; collapse what is left of chains into one op;
-merge linear ops; all of it again as long as anything happened, since a merge opens ways too; write. ``inspect`` runs
-the same on a copy, so that the two can never disagree.
+The order: write out constants that tie up what they are computed from; sweep the sites from the inputs to the
+outputs, each backward if it can go there, else forward; sweep again as long as something moved, since one fold can
+open the way for another; collapse what is left of chains into one op; merge linear ops; all of it again as long as
+anything happened, since a merge opens ways too; write. ``inspect`` runs the same on a copy, so that the two can never
+disagree.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import onnx_ir as ir
 from bnfold.affine import ChannelAffine
 from bnfold.fold.absorb import Pending
 from bnfold.fold.affine_ops import single_op
+from bnfold.fold.constant_folding import fold_constants
 from bnfold.fold.merge import Merge, Merger, attributes_for
 from bnfold.fold.ort import ort_folds
 from bnfold.fold.plan import Plan, Planner
@@ -141,6 +143,7 @@ def _names(graph: ModelGraph) -> Iterator[None]:
 
 def _fold(graph: ModelGraph, selected: Selection, *, merge: bool) -> FoldReport:
     identities = {node: _identity(node, graph) for node in graph.nodes()}
+    fold_constants(graph)
     run = _Run(graph, selected)
     progress = True
     while progress:

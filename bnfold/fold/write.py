@@ -33,7 +33,7 @@ def _write_linear(graph: ModelGraph, node: ir.Node, linear: Linear, shared: dict
     name = weight.name or label(node)
     if rounded.bias is not None:
         # First, because an exported bias is often computed from the shape of the weight, and so shares it.
-        graph.set_constant(node, 2, rounded.bias, _bias_name(name))
+        graph.set_constant(node, 2, rounded.bias, bias_name(name))
     if linear.changed and linear.quantization is not None:
         changed = linear.quantization.times(linear.out_scale)
         assert isinstance(changed, Quantization), "a fold was planned that cannot be written"
@@ -58,6 +58,7 @@ def _write_linear(graph: ModelGraph, node: ir.Node, linear: Linear, shared: dict
     return rounded.error
 
 
-def _bias_name(weight: str) -> str:
+def bias_name(weight: str) -> str:
+    """What to call the bias of an op, by the name of its weight."""
     stem, dot, last = weight.rpartition(".")
     return f"{stem}.bias" if dot and last == "weight" else f"{weight}_bias"

@@ -1,0 +1,69 @@
+"""Constants that only look at the type or the shape of a run-time value do not tie it up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from folding import constants, folded, model_of, norm, ops
+
+from bnfold.fold import fold
+
+BIAS = "zero = Constant<value = double {0.0}>() z = CastLike(zero, c) s = Shape<start=0, end=1>(v) b = Expand(z, s)"
+ARRAYS = constants(w=(4, 4, 1, 1), v=(4, 4, 3, 3)) | norm(4)
+ROW = "g (double[N,4,8,8] x) => (double[N,4,6,6] y)"
+
+
+def test_zero_bias_of_the_type_of_a_value_does_not_keep_it() -> None:
+    """As torch's exporter writes the second of two convolutions in a row."""
+    text = f"{ROW} {{ c = Conv(x, w) {BIAS} y = Conv(c, v, b) }}"
+    model, _ = folded(model_of(text, {n: ARRAYS[n] for n in "wv"}))
+    assert ops(model) == {"Conv": 1}
+    assert sorted(model.graph.initializers) == ["v", "v_bias"]
+
+
+def test_bounds_of_a_clip_become_initializers() -> None:
+    text = "g (double[N,4] x) => (double[N,4] y) { a = CastLike(low, x) b = CastLike(high, x) y = Clip(x, a, b) }"
+    model, _ = folded(model_of(text, {"low": np.array(0, np.float32), "high": np.array(6, np.float32)}))
+    assert ops(model) == {"Clip": 1}
+    assert [value.const_value.numpy().dtype for value in model.graph.initializers.values()] == [np.float64] * 2  # type: ignore[union-attr]
+
+
+def test_static_shape_becomes_an_initializer_and_a_dynamic_one_stays() -> None:
+    body = "s = Shape(x) t = Gather(s, first) u = Concat<axis=0>(t, rest) y = Reshape(x, u)"
+    arrays = {"first": np.array([0]), "rest": np.array([-1])}
+    static, _ = folded(model_of(f"g (double[2,3,4] x) => (double[2,12] y) {{ {body} }}", arrays))
+    assert ops(static) == {"Reshape": 1}
+    dynamic, _ = folded(model_of(f"g (double[N,3,4] x) => (double[N,12] y) {{ {body} }}", arrays))
+    assert ops(dynamic) == {"Shape": 1, "Gather": 1, "Concat": 1, "Reshape": 1}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "g (double[N,4] x) => (double[N,4] y) { b = Neg(k) y = Mul(x, b) }",  # computed from a constant alone
+        "g (double[N,4] x) => (double[2000,2000] y) { z = CastLike(o, x) y = Expand(z, big) }",  # an output itself
+        "g (double[N,2000] x) => (double[2000,2000] y) { z = CastLike(o, x) e = Expand(z, big) y = Max(e, e) }",  # large
+    ],
+)
+def test_other_constants_stay_as_they_are(text: str) -> None:
+    arrays = {"k": np.array(2.0), "o": np.array(1.0, np.float32), "big": np.array([2000, 2000])}
+    model = model_of(
+        text, {n: a for n, a in arrays.items() if f" {n})" in text or f"({n}," in text or f" {n}," in text}
+    )
+    before = ops(model)
+    fold(model)
+    assert ops(model) == before
+
+
+def test_overridable_value_is_no_constant() -> None:
+    text = "g (double[N,4] x, double low) => (double[N,4] y) { a = CastLike(low, x) y = Clip(x, a) }"
+    model = model_of(text, {"low": np.array(0.0)})
+    fold(model)
+    assert ops(model) == {"CastLike": 1, "Clip": 1}
+
+
+def test_one_constant_serves_all_its_readers() -> None:
+    text = "g (double[N,4] x) => (double[N,4] y) { a = CastLike(k, x) b = Max(x, a) y = Min(b, a) }"
+    model, _ = folded(model_of(text, {"k": np.array(2.0, np.float32)}))
+    assert ops(model) == {"Max": 1, "Min": 1}
+    assert len(model.graph.initializers) == 1
