@@ -47,9 +47,8 @@ def test_static_shape_becomes_an_initializer_and_a_dynamic_one_stays() -> None:
 )
 def test_other_constants_stay_as_they_are(text: str) -> None:
     arrays = {"k": np.array(2.0), "o": np.array(1.0, np.float32), "big": np.array([2000, 2000])}
-    model = model_of(
-        text, {n: a for n, a in arrays.items() if f" {n})" in text or f"({n}," in text or f" {n}," in text}
-    )
+    read = [name for name in arrays if any(f"{mark}{name}{end}" in text for mark in " (" for end in ",)")]
+    model = model_of(text, {name: arrays[name] for name in read})
     before = ops(model)
     fold(model)
     assert ops(model) == before
