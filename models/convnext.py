@@ -18,7 +18,8 @@ class ChannelNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → the same."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        normalized: Tensor = super().forward(x.permute(0, 2, 3, 1))
+        return normalized.permute(0, 3, 1, 2)
 
 
 class ConvNeXtBlock(nn.Module):
@@ -35,7 +36,8 @@ class ConvNeXtBlock(nn.Module):
         """(N, channels, H, W) → the same."""
         y = self.depthwise(x).permute(0, 2, 3, 1)
         y = self.scale(self.mlp(self.norm(y)))
-        return x + y.permute(0, 3, 1, 2)
+        total: Tensor = x + y.permute(0, 3, 1, 2)
+        return total
 
 
 class ConvNeXt(nn.Module):

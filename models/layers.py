@@ -64,7 +64,8 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) → the same."""
-        return x * self.weigh(x.mean(dim=(2, 3), keepdim=True))
+        weights: Tensor = self.weigh(x.mean(dim=(2, 3), keepdim=True))
+        return x * weights
 
 
 class LayerScale(nn.Module):

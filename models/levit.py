@@ -30,7 +30,8 @@ class LinearNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, tokens, in) → (N, tokens, out)."""
         y: Tensor = self.linear(x)
-        return self.bn(y.flatten(0, 1)).reshape_as(y)
+        normalized: Tensor = self.bn(y.flatten(0, 1))
+        return normalized.reshape_as(y)
 
 
 class Attention(nn.Module):
@@ -70,8 +71,8 @@ class Attention(nn.Module):
         """(N, tokens, in) → (N, tokens / stride², out)."""
         asking = x
         if self.stride > 1:
-            on_grid = x.unflatten(1, self.grid)[:, :: self.stride, :: self.stride]
-            asking = on_grid.flatten(1, 2)
+            on_grid = x.reshape(-1, *self.grid, x.shape[2])
+            asking = on_grid[:, :: self.stride, :: self.stride].flatten(1, 2)
         q = self.query(asking).unflatten(2, (self.heads, self.key_dim)).transpose(1, 2)
         k, v = (
             self.key_value(x)
