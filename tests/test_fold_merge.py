@@ -17,6 +17,7 @@ ARRAYS = constants(
     w5=(4, 4, 5, 5), w2=(4, 4, 2, 2), d3=(4, 1, 3, 3), e3=(4, 1, 3, 3), d1=(4, 1, 1, 1), g3=(4, 2, 3, 3), n3=(6, 4, 3, 3),
     up1=(16, 4, 1, 1), down3=(4, 16, 3, 3), down1=(4, 16, 1, 1), up3=(16, 4, 3, 3), t2=(4, 4, 2, 2), s2=(4, 4, 2, 2),
     b=(4,), c=(4,), p=(4, 4), q=(4, 4), r=(4, 4), pu=(4, 16), pd=(16, 4), row=(3, 4), col=(4, 1, 1),
+    big=(8, 8), low=(8, 2), high=(2, 8), alpha=(),
     one3=(4, 4, 3), one1=(4, 4, 1), cube3=(4, 4, 3, 3, 3), cube1=(4, 4, 1, 1, 1),
 ) | norm(4) | norm(4, "2") | norm(4, "3")  # fmt: skip
 BN = "BatchNormalization"
@@ -87,6 +88,7 @@ PARALLEL = [
     ("Gemm and MatMul", "a = MatMul(x, p) d = Gemm(x, q, c) y = Add(a, d)", FLAT, {"Gemm": 1}),
     ("MatMul", "a = MatMul(x, p) y = Add(a, x)", ROWS, {"MatMul": 1}),
     ("MatMul with a bias", "a = MatMul(x, p) d = Add(a, b) e = MatMul(x, q) f = Add(e, c) y = Sub(d, f)", ROWS, {"MatMul": 1, "Add": 1}),
+    ("a low-rank update", "a = MatMul(x, big) d = MatMul(x, low) e = MatMul(d, high) f = Mul(e, alpha) y = Add(a, f)", "double[N,3,8] x) => (double[N,3,8] y", {"MatMul": 1}),
     ("an output may see the sum", "a = Conv<pads=[1,1,1,1]>(x, w3) y = Add(a, x) z = Relu(y)", "double[N,4,8,8] x) => (double[N,4,8,8] y, double[N,4,8,8] z", {"Conv": 1, "Relu": 1}),
 ]  # fmt: skip
 
