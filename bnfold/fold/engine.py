@@ -21,7 +21,7 @@ from bnfold.fold.affine_ops import single_op
 from bnfold.fold.constant_folding import fold_constants
 from bnfold.fold.merge import Merge, Merger, attributes_for
 from bnfold.fold.ort import ort_folds
-from bnfold.fold.plan import Plan, Planner
+from bnfold.fold.plan import TOO_FAR, Plan, Planner
 from bnfold.fold.report import (
     Collapsed,
     Direction,
@@ -74,6 +74,10 @@ class _Fate:
         return _Fate(site.nodes, site.kind, site.affine, outcome, linears)
 
 
+#: How many ops a search crosses at first, and how many times as many when that did not suffice.
+_NEAR, _FARTHER = 32, 8
+
+
 @dataclass(eq=False)
 class _Run:
     """The state of one run of the engine.
@@ -87,6 +91,8 @@ class _Run:
         successors: for each linear op that was merged into another, that other.
         merges: what was merged.
         unmerged: what could not be, as of now.
+        reach: how many ops a search may cross.
+        cut_short: whether a search of the present sweep wanted to cross more.
     """
 
     graph: ModelGraph
@@ -97,11 +103,13 @@ class _Run:
     successors: dict[ir.Node, ir.Node] = field(default_factory=dict)
     merges: list[MergeRecord] = field(default_factory=list)
     unmerged: list[MergeRecord] = field(default_factory=list)
+    reach: int = _NEAR
+    cut_short: bool = False
 
     @property
     def planner(self) -> Planner:
         """Plans over the present state."""
-        return Planner(self.graph, self.pending, self.selected)
+        return Planner(self.graph, self.pending, self.selected, self.reach)
 
     def note(self, fate: _Fate) -> None:
         """Record a fate for the nodes of a site, and for those whose heirs they are."""
@@ -147,8 +155,7 @@ def _fold(graph: ModelGraph, selected: Selection, *, merge: bool) -> FoldReport:
     run = _Run(graph, selected)
     progress = True
     while progress:
-        while _sweep(run):
-            pass
+        _sweep_all(run)
         progress = _collapse_chains(run)
         if merge:
             progress |= _merge_linears(run)
@@ -173,9 +180,24 @@ def _identity(node: ir.Node, graph: ModelGraph) -> _Identity:
     return _Identity(label(node), output or "", channels, ort_folds(node, graph))
 
 
+def _sweep_all(run: _Run) -> None:
+    """Sweep until nothing folds: near first, and farther only as long as searches are cut short.
+
+    A run of ops with many affines in between would be crossed from end to end for each of them. Near first, they
+    gather in one, and that one goes the whole way.
+    """
+    run.reach = _NEAR
+    while _sweep(run):
+        pass
+    while run.cut_short:
+        run.reach *= _FARTHER
+        while _sweep(run):
+            pass
+
+
 def _sweep(run: _Run) -> bool:
     """Try every site once, inputs first; whether anything folded."""
-    folded = False
+    folded = run.cut_short = False
     for node, site in _walk(run):
         if isinstance(site, Site):
             folded |= _fold_site(run, site)
@@ -206,6 +228,7 @@ def _fold_site(run: _Run, site: Site) -> bool:
     forward = run.planner.forward(site)
     if isinstance(forward, Plan) and _apply(run, forward):
         return True
+    run.cut_short |= backward is TOO_FAR or forward is TOO_FAR
     if not any(node in run.heirs for node in site.nodes):
         run.note(_Fate.of(site, Kept(_refusal(backward), _refusal(forward))))
     return False

@@ -95,6 +95,40 @@ class _Branch:
         return nodes[nodes.index(self.survivor) + 1 :] if self.survivor is not None else ()
 
 
+@dataclass(eq=False)
+class _Cluster:
+    """Branches that are cheaper as one.
+
+    Attributes:
+        branches: the first one leads.
+        geometries: theirs, each once: a thousand alike are asked about as one.
+        work: of all together.
+    """
+
+    branches: list[_Branch]
+    geometries: set[Geometry]
+    work: int
+
+    @staticmethod
+    def led_by(branch: _Branch) -> _Cluster:
+        return _Cluster([branch], {branch.geometry}, branch.work)
+
+    def refusal(self, branch: _Branch, lengths: Sequence[int | None]) -> Refusal | None:
+        """Why a branch had better not join, if so."""
+        common = side_by_side([*self.geometries, branch.geometry], lengths)
+        if isinstance(common, Refusal):
+            return common
+        work = self.work + branch.work
+        if common.weights > work:
+            return Refusal(Reason.COST, f"one kernel would take {common.weights} multiply-adds instead of {work}")
+        return None
+
+    def add(self, branch: _Branch) -> None:
+        self.branches.append(branch)
+        self.geometries.add(branch.geometry)
+        self.work += branch.work
+
+
 @dataclass(frozen=True, eq=False)
 class Merger:
     """Plans merges in one model.
@@ -188,31 +222,21 @@ class Merger:
         lengths = self._lengths(source, frame)
         leaders = sorted((b for b in branches if b.survivor is not None), key=_seniority)
         others = [b for b in branches if b.survivor is None]
-        clusters: list[list[_Branch]] = []
+        clusters: list[_Cluster] = []
         for branch in (*leaders, *others):
             refusal: Refusal | None = None
             for cluster in clusters:
-                refusal = self._joint([*cluster, branch], lengths)
+                refusal = cluster.refusal(branch, lengths)
                 if refusal is None:
-                    cluster.append(branch)
+                    cluster.add(branch)
                     break
             else:
                 if branch.survivor is not None:
-                    clusters.append([branch])
+                    clusters.append(_Cluster.led_by(branch))
                 if refusal is not None:
-                    parts = [*clusters[0], branch]
+                    parts = [*clusters[0].branches, branch]
                     yield self._parallel_record(parts, tree, refusal, lengths)
-        yield from (cluster for cluster in clusters if len(cluster) > 1)
-
-    def _joint(self, parts: Sequence[_Branch], lengths: Sequence[int | None]) -> Refusal | None:
-        """Why branches had better not become one, if so."""
-        common = side_by_side([part.geometry for part in parts], lengths)
-        if isinstance(common, Refusal):
-            return common
-        work = sum(part.work for part in parts)
-        if common.weights > work:
-            return Refusal(Reason.COST, f"one kernel would take {common.weights} multiply-adds instead of {work}")
-        return None
+        yield from (cluster.branches for cluster in clusters if len(cluster.branches) > 1)
 
     def _too_large(self, common: Geometry, work: int, stages: Sequence[Stage]) -> Refusal | None:
         """Why one kernel does not pay: it may hold more weights only where it saves as large a share of the work."""

@@ -54,7 +54,7 @@ class _Search:
     linears: dict[ir.Node, Linear] = field(default_factory=dict)
     affines: dict[ir.Node, ChannelAffine] = field(default_factory=dict)
     added: dict[ir.Node, ChannelAffine] = field(default_factory=dict)
-    path: list[ir.Node] = field(default_factory=list)
+    path: dict[ir.Node, None] = field(default_factory=dict)  # in order, and quick to look up
 
     def met(self, node: ir.Node) -> bool:
         """Whether the search has been at ``node`` before, along another branch."""
@@ -62,6 +62,10 @@ class _Search:
 
     def plan(self, direction: Direction, remainder: ChannelAffine) -> Plan:
         return Plan(self.site, direction, self.linears, self.affines, self.added, tuple(self.path), remainder)
+
+
+#: The answer of a search that went as far as it may without an end.
+TOO_FAR = Refusal(Reason.UNSUPPORTED_OP, "not searched any further")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +76,13 @@ class Planner:
         graph: the model.
         pending: what ops have absorbed so far.
         selected: which affine nodes may be touched.
+        reach: how many ops a search may cross; beyond, its answer is :data:`TOO_FAR`.
     """
 
     graph: ModelGraph
     pending: Pending
     selected: Selection
+    reach: int
 
     def backward(self, site: Site) -> Plan | Refusal:
         """Move the site into the ops that produce its input.
@@ -93,6 +99,8 @@ class Planner:
         """Move the site into the ops that consume its output; all of them must accept."""
         search = _Search(site, [(site.output, site.affine)])
         while search.work:
+            if len(search.path) > self.reach:
+                return TOO_FAR
             value, moving = search.work.pop()
             if moving.is_identity:
                 continue
@@ -112,6 +120,8 @@ class Planner:
     def _backward(self, site: Site, affine: ChannelAffine, remainder: ChannelAffine) -> Plan | Refusal:
         search = _Search(site, [(site.source, affine)])
         while search.work:
+            if len(search.path) > self.reach:
+                return TOO_FAR
             value, moving = search.work.pop()
             if moving.is_identity:
                 continue
@@ -140,7 +150,7 @@ class Planner:
             crossing = RULES[producer.op_type].backward(view_of(producer, self.graph), moving)
             if isinstance(crossing, Refusal):
                 return crossing
-            search.path.append(producer)
+            search.path[producer] = None
             search.work += [(input_of(producer, index), affine) for index, affine in crossing.items()]
             return None
         return Refusal(Reason.PRODUCER_NOT_LINEAR, f"its input comes from {producer.op_type} ({label(producer)})")
@@ -170,7 +180,7 @@ class Planner:
             crossing = RULES[consumer.op_type].forward(view_of(consumer, self.graph), index, moving)
             if isinstance(crossing, Refusal):
                 return crossing
-            search.path.append(consumer)
+            search.path[consumer] = None
             search.work += [(consumer.outputs[i], affine) for i, affine in crossing.items()]
             return None
         return Refusal(Reason.CONSUMER_NOT_LINEAR, f"its result goes to {consumer.op_type} ({label(consumer)})")
