@@ -39,6 +39,12 @@ CASES = (
     Case("VGG, 3×32×32", "vgg", (3, 32, 32), {"in_channels": 3}),
     Case("VGG, torch's raw export", "vgg", (3, 32, 32), {"in_channels": 3}, raw=True),
     Case("pre-activation ResNet, 3×32×32", "preact_resnet", (3, 32, 32), {"in_channels": 3, "blocks": 3}),
+    Case("MobileNetV2, torch's raw export", "mobilenet_v2", (3, 32, 32), {"in_channels": 3}, raw=True),
+    Case("RepVGG, 3×32×32", "repvgg", (3, 32, 32), {"in_channels": 3}),
+    Case("MobileOne, 3×32×32", "mobileone", (3, 32, 32), {"in_channels": 3}),
+    Case("diverse branch blocks, 3×32×32", "dbb", (3, 32, 32), {"in_channels": 3}),
+    Case("DenseNet, 3×32×32", "densenet", (3, 32, 32), {"in_channels": 3}),
+    Case("LeViT-like, 3×32×32", "levit", (3, 32, 32), {"input_shape": [3, 32, 32]}),
     Case("MLP 256-128 with BatchNorm1d", "mlp", (64,), {}),
     Case("MLP 1024×3 with BatchNorm1d", "mlp", (256,), {"in_features": 256, "widths": [1024, 1024, 1024]}),
 )
