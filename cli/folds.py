@@ -86,7 +86,8 @@ def summary(report: FoldReport, *, tense: str) -> str:
         sentence += f"; {report.batch_norms_after} left."
     affines = sum(record.fate != "kept" for record in report.records) - sum(r.fate != "kept" for r in norms)
     if affines:
-        sentence += f" {affines} other affine{'s' * (affines > 1)} {'go' if tense == 'would' else 'went'} as well."
+        verb = "went" if tense != "would" else "goes" if affines == 1 else "go"
+        sentence += f" {affines} other affine{'s' * (affines > 1)} {verb} as well."
     return f"{sentence} Nodes: {report.nodes_before} → {report.nodes_after}."
 
 

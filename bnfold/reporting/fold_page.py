@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bnfold.fold.report import Collapsed, FoldReport, Kept, Kind, MergeRecord, Reason, Refusal
+from bnfold.fold.report import Collapsed, FoldRecord, FoldReport, Kept, Kind, MergeRecord, Reason, Refusal
 from bnfold.reporting.changes import FATES, Changes, Role
 from bnfold.reporting.drawing import Drawing, anchor, draw, used_roles
 from bnfold.reporting.parts import Part, cut, runs
@@ -14,6 +14,9 @@ from bnfold.reporting.structure import Structure
 
 #: So many boxes are drawn at most, which keeps the page below three megabytes; what is left is in the table.
 DRAWN = 1500
+
+#: The table has so many rows at most.
+TOLD = 2500
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,12 @@ def op_rows(before: Structure, after: Structure) -> tuple[tuple[str, int, int], 
     old, new = before.op_counts, after.op_counts
     names = sorted({*old, *new}, key=lambda op: (old.get(op, 0) == new.get(op, 0), -old.get(op, 0), op))
     return tuple((name, old.get(name, 0), new.get(name, 0)) for name in names)
+
+
+def told(report: FoldReport) -> tuple[tuple[int, FoldRecord], ...]:
+    """The records that get a row, with their numbers; where there are too many, some that were folded do not."""
+    numbered = list(enumerate(report.records))
+    return tuple(sorted(sorted(numbered, key=lambda row: row[1].fate == "folded")[:TOLD], key=lambda row: row[0]))
 
 
 def done(report: FoldReport) -> tuple[MergeRecord, ...]:

@@ -104,6 +104,7 @@ def write_demo_report(result: DemoResult, path: Path) -> None:
     page = _render(
         "demo.html.jinja",
         title="bnfold demo",
+        rows=fold_page.told(result.report),
         result=result,
         training_plot=plots.training_curve(result.training.history),
         op_plot=plots.op_counts(before, after),
