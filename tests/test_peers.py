@@ -1,0 +1,149 @@
+"""The comparison with other optimizers: its graphs are valid, its processes may die, and its judge sees what is wrong."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from peer_cases import CASES, Case
+from peer_judge import fault, size
+from peer_process import Failure, RequestFailedError, Worker
+from peer_report import Fate, Outcome, Row, Subject, table
+from peers import _ranked, median_interval
+
+import bnfold
+
+READY = "import peer_process as p; p.serve"
+
+
+def worker(answer: str, **choices: float) -> Worker:
+    """A process that answers with what a line of Python says about ``r``, the request."""
+    path = str(Path(__file__).parent.parent / "benchmarks")
+    program = f"import os, sys, time; sys.path.insert(0, {path!r}); {READY}(lambda r: {answer})"
+    return Worker([sys.executable, "-c", program], **choices)
+
+
+def saved(folder: Path, name: str, case: Case) -> Path:
+    path = folder / f"{name}.onnx"
+    onnx.save(case.model(), path)
+    return path
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.group}: {case.name}")
+def test_graphs_are_valid_and_at_least_as_large_as_the_smallest(case: Case, tmp_path: Path) -> None:
+    path = saved(tmp_path, "model", case)
+    onnx.checker.check_model(path, full_check=True)
+    nodes, norms = size(path)
+    assert nodes >= case.nodes
+    assert norms >= case.norms
+    assert not case.override or case.override in {value.name for value in onnx.load(path).graph.input}
+
+
+def test_graphs_have_names_of_their_own() -> None:
+    assert len({(case.group, case.name) for case in CASES}) == len(CASES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.group}: {case.name}")
+def test_no_graph_comes_out_wrong(case: Case, tmp_path: Path) -> None:
+    source, target = saved(tmp_path, "source", case), tmp_path / "target.onnx"
+    bnfold.optimize(source, target)
+    assert fault(source, target, case.override) == ""
+    assert size(target)[0] <= size(source)[0]
+
+
+def test_process_answers_and_what_it_prints_is_no_answer() -> None:
+    asked = worker("(print('noise'), os.system('echo noise'), {'sum': r['a'] + 1})[2]")
+    assert [asked.ask({"a": a}, 60)["sum"] for a in (1, 2)] == [2, 3]
+    asked.close()
+
+
+@pytest.mark.parametrize(
+    ("failure", "detail", "answer", "limit_s"),
+    [
+        (Failure.REFUSED, "ZeroDivisionError: ", "1 // r['a']", 60),
+        (Failure.CRASHED, "SIGABRT", "{} if r['a'] else os.abort()", 60),
+        (Failure.CRASHED, "exit code 3: so long", "{} if r['a'] else (os.write(2, b'so long'), os._exit(3))", 60),
+        (Failure.HUNG, "no answer within 0.5 s", "{} if r['a'] else time.sleep(60)", 0.5),
+    ],
+)
+def test_process_that_fails_says_how_and_answers_again(
+    failure: Failure, detail: str, answer: str, limit_s: float
+) -> None:
+    asked = worker(f"{{'none': {answer}}}")
+    with pytest.raises(RequestFailedError) as raised:
+        asked.ask({"a": 0}, limit_s)
+    assert raised.value.failure is failure
+    assert raised.value.detail.startswith(detail)
+    assert "none" in asked.ask({"a": 1}, 60)
+    asked.close()
+
+
+CONV = Case("", "", "c = Conv(x, w_4x4x3x3) y = BN(c)", 1, signature="float[N,4,8,8] x) => (float[N,4,6,6] y")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "body", "signature"),
+    [
+        ("", "e = Conv(x, w_4x4x3x3) y = BN(e)", ""),
+        ("does not compute the same", "c = Conv(x, w_4x4x3x3) y = BNb(c)", ""),
+        ("its inputs are u", "c = Conv(u, w_4x4x3x3) y = BN(c)", "float[N,4,8,8] u) => (float[N,4,6,6] y"),
+        ("its outputs are z", "c = Conv(x, w_4x4x3x3) z = BN(c)", "float[N,4,8,8] x) => (float[N,4,6,6] z"),
+        ("shape", "c = Conv(x, w_4x4x3x3) y = BN(c)", "float[1,4,8,8] x) => (float[1,4,6,6] y"),
+    ],
+)
+def test_judge_names_what_is_wrong(wrong: str, body: str, signature: str, tmp_path: Path) -> None:
+    original = saved(tmp_path, "original", CONV)
+    other = saved(tmp_path, "other", Case("", "", body, 1, signature=signature or CONV.signature))
+    found = fault(original, other)
+    assert wrong in found if wrong else not found
+
+
+def test_judge_feeds_what_a_caller_may_feed(tmp_path: Path) -> None:
+    signature = CONV.signature.replace("x)", "x, float[4] g_4)")
+    original = saved(tmp_path, "original", Case("", "", CONV.body, 1, signature=signature))
+    frozen = onnx.load(original)
+    (copied,) = (tensor for tensor in frozen.graph.initializer if tensor.name == "g_4")
+    frozen.graph.initializer.add().CopyFrom(copied)
+    frozen.graph.initializer[-1].name = frozen.graph.node[1].input[1] = "g"
+    onnx.save(frozen, tmp_path / "frozen.onnx")
+    assert not fault(original, tmp_path / "frozen.onnx")
+    assert "with another g_4" in fault(original, tmp_path / "frozen.onnx", "g_4")
+
+
+def test_interval_of_a_median_covers_it_as_often_as_it_says() -> None:
+    random = np.random.default_rng(0)
+    for count in (6, 9, 25):
+        intervals = [median_interval(np.exp(random.normal(size=count))) for _ in range(2000)]
+        assert np.mean([i.low <= 1 <= i.high for i in intervals]) > 0.94
+        assert all(i.low <= i.estimate <= i.high for i in intervals)
+
+
+@pytest.mark.parametrize(
+    ("known", "nodes", "fates"),
+    [
+        ((3, 0), {"a": 3, "b": 4}, "smallest larger"),
+        ((2, 0), {"a": 3, "b": 4}, "larger larger"),
+        ((3, 0), {"a": 3, "b": 2}, "larger smallest"),
+        (None, {"a": 3, "b": 3}, "smallest smallest"),
+    ],
+)
+def test_smallest_is_the_fewest_nodes_that_are_known(
+    known: tuple[int, int] | None, nodes: dict[str, int], fates: str
+) -> None:
+    subject = Subject("graph", "", "", Path(), 9, 0, known)
+    row = _ranked(Row(subject, {tool: Outcome(Fate.LARGER, nodes=count) for tool, count in nodes.items()}, {}))
+    assert [outcome.fate.name.lower() for outcome in row.outcomes.values()] == fates.split()
+
+
+def test_file_that_is_wrong_is_never_the_smallest() -> None:
+    outcomes = {"a": Outcome(Fate.WRONG, nodes=1), "b": Outcome(Fate.LARGER, nodes=5)}
+    row = _ranked(Row(Subject("graph", "", "", Path(), 9, 0), outcomes, {}))
+    assert [outcome.fate for outcome in row.outcomes.values()] == [Fate.WRONG, Fate.SMALLEST]
+
+
+def test_table_is_aligned() -> None:
+    assert table(["a", "b"], [["1", "long"]]) == "| a | b    |\n|---|------|\n| 1 | long |"
