@@ -70,7 +70,7 @@ def test_one_module_edits_graphs() -> None:
         ".replace_all_uses_with(",
         ".register_initializer(",
         ".insert_after(",
-        "graph.remove(",
+        "node.graph.remove(",
     )
     for file in (ROOT / "bnfold" / "fold").rglob("*.py"):
         for edit in edits:

@@ -61,10 +61,10 @@ class Quantization:
         with np.errstate(over="ignore", under="ignore"):
             # A channel that is multiplied by 0 has zeros for levels, whatever its scale.
             scale = np.where(dead, self.scale.astype(np.float64), exact).astype(self.scale.dtype)
-        limits: Any = ml_dtypes.finfo(scale.dtype)
+        finfo: Any = ml_dtypes.finfo
         if not np.all(np.isfinite(scale.astype(np.float64))):
             return Refusal(Reason.OVERFLOW, f"a scale of the quantized weight would overflow {scale.dtype.name}")
-        if np.any((exact < float(limits.tiny)) & ~dead):
+        if np.any((exact < float(finfo(scale.dtype).tiny)) & ~dead):
             return Refusal(Reason.UNDERFLOW, f"a scale of the quantized weight would underflow {scale.dtype.name}")
         levels = np.where(self._column(dead), self._column(self.zero), levels)
         return replace(self, levels=levels, scale=scale)
@@ -101,13 +101,14 @@ def read_quantization(node: ir.Node, graph: ModelGraph) -> Quantization | Refusa
     levels, scale = (*arrays, None, None)[:2]
     if levels is None or scale is None or any(array is None for array in arrays):
         return Refusal(Reason.WEIGHT_NOT_CONSTANT, f"{named} is computed at run time")
-    if levels.dtype.kind not in "iu" or dequantize.attributes.get_int("block_size", 0):
+    attributes = attributes_of(dequantize)
+    if levels.dtype.kind not in "iu" or attributes.get("block_size", 0):
         return Refusal(Reason.WEIGHT_QUANTIZED, f"{named} is stored in blocks, or not as integers")
     axis = _output_axis(node, levels.ndim)
     if axis is None:
         return Refusal(Reason.WEIGHT_QUANTIZED, f"{named} has no axis of output channels by itself")
     channels = levels.shape[axis]
-    own_axis = dequantize.attributes.get_int("axis", 1) % max(levels.ndim, 1)
+    own_axis = int(attributes.get("axis", 1)) % max(levels.ndim, 1)
     if scale.size != 1 and (scale.shape != (channels,) or own_axis != axis):
         return Refusal(Reason.WEIGHT_QUANTIZED, f"{named} is scaled along another axis than its output channels")
     zero = arrays[2] if len(arrays) > 2 else None
@@ -143,8 +144,12 @@ def write_quantization(node: ir.Node, changed: Quantization, graph: ModelGraph) 
     before = old.producer()
     assert before is not None
     stored, scale = input_of(before, 0), input_of(before, 1)
-    unchanged = stored.is_initializer() and np.array_equal(graph.constants.array(stored), changed.levels)
-    levels = stored if unchanged else graph.add_constant(changed.levels, f"{stored.name}_folded")
+    present = graph.constants.array(stored) if stored.is_initializer() else None
+    levels = (
+        stored
+        if present is not None and np.array_equal(present, changed.levels)
+        else graph.add_constant(changed.levels, f"{stored.name}_folded")
+    )
     uniform = bool(np.all(changed.scale == changed.scale[:1]) and np.all(changed.zero == changed.zero[:1]))
 
     def stored_vector(vector: NDArray[Any], name: str) -> ir.Value:
