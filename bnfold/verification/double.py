@@ -32,6 +32,9 @@ _TYPE_ATTRIBUTES: Mapping[str, str] = {
     "SequenceEmpty": "dtype",
 }
 
+#: Of these, the ones that mean float32 where a node leaves the attribute out.
+_FLOAT_BY_DEFAULT = frozenset({"BlackmanWindow", "HammingWindow", "HannWindow", "MelWeightMatrix"})
+
 
 def widen(model: ir.Model) -> None:
     """Make ``model`` compute in float64, in place; it must hold no calls of local functions."""
@@ -77,6 +80,8 @@ def _widen_node(node: ir.Node) -> None:
             if widened is not attribute:
                 del node.attributes[attribute.name]
                 node.attributes[widened.name] = widened
+    if node.op_type in _FLOAT_BY_DEFAULT and "output_datatype" not in node.attributes:
+        node.attributes["output_datatype"] = ir.AttrInt64("output_datatype", int(ir.DataType.DOUBLE))
     if node.op_type == "ConstantOfShape" and "value" not in node.attributes:
         zero = ir.tensor(np.zeros(1, dtype=np.float64))  # the default is a float32 zero
         node.attributes["value"] = ir.AttrTensor("value", zero)

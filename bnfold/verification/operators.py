@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx.reference.op_run import OpRun
 
 from bnfold.verification import windows
+from bnfold.verification.corrections import CORRECTIONS
 from bnfold.verification.double import NotInFloat64Error
 from bnfold.verification.windows import Window
 
@@ -146,4 +147,5 @@ OPERATORS: tuple[type[OpRun], ...] = (
     AveragePool,
     LpPool,
     BatchNormalization,
+    *CORRECTIONS,
 )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
 from bnfold.verification.double import widen
-from bnfold.verification.metrics import UNIT_ROUNDOFF
+from bnfold.verification.metrics import UNIT_ROUNDOFF, is_float
 
 if TYPE_CHECKING:
     from bnfold.verification.evaluator import Evaluator64
@@ -118,8 +118,7 @@ class Oracle:
 
 
 def _widened(value: Array) -> Array:
-    # kind 'V' is bfloat16 of ml_dtypes.
-    return value.astype(np.float64) if value.dtype.kind in "fV" else value
+    return value.astype(np.float64) if is_float(value) else value
 
 
 def weight_dtype(value: ir.Value) -> str | None:
