@@ -5,7 +5,7 @@ Importing this module imports :mod:`onnx.reference`, which takes a noticeable pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -64,12 +64,56 @@ class Evaluator64(ReferenceEvaluator):
     ) -> list[Any]:
         """The values of ``output_names`` (any value of the graph; None for its outputs)."""
         wanted = list(self.output_names if output_names is None else output_names)
+        return self._execute(range(len(self.rt_nodes_)), wanted, feed_inputs, attributes)
+
+    def between(
+        self, feeds: Mapping[str, Any], names: Iterable[str], see: Callable[[str, Any], None] | None = None
+    ) -> list[Any]:
+        """Values of the graph from other values of it: only the nodes on the way are run.
+
+        Args:
+            feeds: values by name, inner ones as well as inputs.
+            names: what is wanted.
+            see: told of each value that is computed.
+        """
+        wanted = list(names)
+        return self._execute(self._on_the_way(feeds, wanted), wanted, feeds, None, see)
+
+    def reads_between(self, feeds: Mapping[str, Any], names: Iterable[str]) -> set[str]:
+        """Every value that the nodes on the way from ``feeds`` to ``names`` read."""
+        way = self._on_the_way(feeds, names)
+        return {name for index in way for name in _reads(self.rt_nodes_[index].onnx_node)}
+
+    def _on_the_way(self, feeds: Mapping[str, Any], names: Iterable[str]) -> list[int]:
+        """The nodes that compute ``names`` from ``feeds``, in order."""
+        missing = {name for name in names if name not in feeds}
+        way = []
+        for index in reversed(range(len(self.rt_nodes_))):
+            node = self.rt_nodes_[index].onnx_node
+            if missing.intersection(node.output):
+                way.append(index)
+                missing.difference_update(node.output)
+                missing.update(name for name in _reads(node) if name not in feeds)
+        return way[::-1]
+
+    def _execute(
+        self,
+        way: Iterable[int],
+        wanted: Sequence[str],
+        feeds: Mapping[str, Any],
+        attributes: dict[str, Any] | None,
+        see: Callable[[str, Any], None] | None = None,
+    ) -> list[Any]:
         kept = set(wanted)
-        values: dict[str, Any] = {"": None, **self.rt_inits_, **feed_inputs}
-        for node, dead in zip(self.rt_nodes_, self._dead_after, strict=True):
+        values: dict[str, Any] = {"": None, **self.rt_inits_, **feeds}
+        for index in way:
+            node = self.rt_nodes_[index]
             results = self._run_node(node, values, attributes)
-            values.update(zip(node.output, results, strict=False))
-            for name in dead - kept:
+            for name, result in zip(node.output, results, strict=False):
+                values[name] = result
+                if see is not None:
+                    see(name, result)
+            for name in self._dead_after[index] - kept:
                 values.pop(name, None)
         return [values[name] for name in wanted]
 

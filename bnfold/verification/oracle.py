@@ -6,7 +6,7 @@ that of a float32 run: what differs in it is algebra and the rounding of weights
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,6 +52,10 @@ class Oracle:
     Args:
         model: the model as loaded; it is copied, not changed.
 
+    Attributes:
+        model: the copy, in float64, without local functions and Constant nodes.
+        stored: for each floating-point initializer of the copy, the type that the file keeps it in.
+
     Raises:
         NotInFloat64Error: (here and in :meth:`run`) the model holds an operator that does not run in float64.
     """
@@ -70,13 +74,18 @@ class Oracle:
             for name, value in copy.graph.initializers.items()
             if (dtype := weight_dtype(value)) is not None
         }
+        self.stored = {
+            name: _FLOATS[value.dtype] for name, value in copy.graph.initializers.items() if value.dtype in _FLOATS
+        }
         widen(copy)
+        self.model = copy
         # Weights go around the protobuf, which is bounded to 2 GiB and would copy each of them twice.
-        for name, value in list(copy.graph.initializers.items()):
+        bare = copy.clone()
+        for name, value in list(bare.graph.initializers.items()):
             assert value.const_value is not None
             self._constants[name] = value.const_value.numpy()
-            copy.graph.initializers.pop(name)
-        self._evaluator: Evaluator64 = Evaluator64(ir.to_proto(copy))
+            bare.graph.initializers.pop(name)
+        self._evaluator: Evaluator64 = Evaluator64(ir.to_proto(bare))
         self._names = [str(value.name) for value in model.graph.outputs]
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -87,23 +96,45 @@ class Oracle:
         """
         return self._run(feeds, self._constants, self._names)
 
-    def values(self, feeds: Mapping[str, Array], names: Iterable[str]) -> dict[str, Array]:
-        """Any values of the main graph by name, intermediate ones included."""
-        return self._run(feeds, self._constants, list(names))
+    def values(self, feeds: Mapping[str, Array], names: Iterable[str], nudge: int | None = None) -> dict[str, Array]:
+        """Any values of the main graph from any others; only the operators on the way are run.
+
+        Args:
+            feeds: values by name, inner ones as well as inputs.
+            names: what is wanted.
+            nudge: a seed, to move each weight on the way by one unit roundoff as :meth:`run_nudged` does.
+        """
+        wanted = list(names)
+        wide = {**self._constants, **{name: _widened(value) for name, value in feeds.items()}}
+        if nudge is not None:
+            wide.update(self._nudged(nudge, self._evaluator.reads_between(feeds, wanted) - feeds.keys()))
+        with np.errstate(all="ignore"):
+            results = self._evaluator.between(wide, wanted)
+        return {name: np.asarray(value) for name, value in zip(wanted, results, strict=True)}
+
+    def watch(self, feeds: Mapping[str, Array], see: Callable[[str, Array], None]) -> None:
+        """Run the model and tell ``see`` of each value of the main graph, inputs included, by name."""
+        wide = {name: _widened(value) for name, value in feeds.items()}
+        for name, value in wide.items():
+            see(name, value)
+        with np.errstate(all="ignore"):
+            self._evaluator.between({**self._constants, **wide}, self._names, see)
 
     def run_nudged(self, feeds: Mapping[str, Array], seed: int) -> dict[str, Array]:
         """The outputs when each weight is moved by one unit roundoff of its type, up or down at random.
 
         It tells how much the rounding of weights, which a fold cannot avoid, moves the outputs.
         """
+        return self._run(feeds, {**self._constants, **self._nudged(seed, self._roundoff.keys())}, self._names)
+
+    def _nudged(self, seed: int, names: Container[str]) -> dict[str, Array]:
+        """The weights among ``names``, each moved by one unit roundoff of its type, up or down at random."""
         random = np.random.default_rng(seed)
-        nudged = {
-            name: constant * (1.0 + self._roundoff[name] * random.choice((-1.0, 1.0), constant.shape))
-            if name in self._roundoff
-            else constant
-            for name, constant in self._constants.items()
+        return {
+            name: self._constants[name] * (1.0 + roundoff * random.choice((-1.0, 1.0), self._constants[name].shape))
+            for name, roundoff in self._roundoff.items()
+            if name in names
         }
-        return self._run(feeds, nudged, self._names)
 
     @property
     def narrowed(self) -> list[str]:

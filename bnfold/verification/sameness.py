@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -56,6 +56,17 @@ def _graph_lines(graph: ir.Graph, numbers: dict[ir.Value, str]) -> Iterator[byte
         for name in sorted(node.attributes):
             yield from _attribute_lines(name, node.attributes[name], {**numbers, **constants})
     yield " ".join(label(value) for value in graph.outputs).encode() + b"\n"
+
+
+def attribute_lines(node: ir.Node, outer: Mapping[ir.Value, str]) -> bytes:
+    """A node's attributes as text, blind to names inside of subgraphs.
+
+    Args:
+        node: any node.
+        outer: how to write the values that its subgraphs read from around them.
+    """
+    names = sorted(node.attributes)
+    return b"".join(line for name in names for line in _attribute_lines(name, node.attributes[name], dict(outer)))
 
 
 def _attribute_lines(name: str, attribute: ir.Attr, numbers: dict[ir.Value, str]) -> Iterator[bytes]:

@@ -1,0 +1,190 @@
+"""The candidate beside the exact fold: is it that, each constant rounded once?
+
+Where the candidate has the operators of the exact fold and its constants are the exact ones rounded to the nearest
+number of their type, it *is* the fold, and nothing needs to be run: one wrong bit in one weight shows, which no
+comparison of outputs could tell. All else (other operators, constants rounded more than once) is judged by what it
+computes: the region between the nearest values that both have is held against that of the reference, in float64,
+under the rule of :mod:`bnfold.verification.verdict`, as if it were a model of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bnfold.progress import Progress
+from bnfold.verification.algebra import Algebra
+from bnfold.verification.double import NotInFloat64Error
+from bnfold.verification.measurement import Measurement
+from bnfold.verification.metrics import UNIT_ROUNDOFF
+from bnfold.verification.regions import Ground, Meeting, Network, Region, names_of
+from bnfold.verification.twins import Twin, Twins
+from bnfold.verification.verdict import Finding, Rule, judge
+
+Array = NDArray[Any]
+PieceVerdict = Literal["ok", "constants", "function", "unknown"]
+
+#: A file rounds its constants once if this part of those that needed rounding is right; what is left is damage.
+_ROUNDED_ONCE = 0.75
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A region of the candidate that is not the exact fold's, each constant rounded once.
+
+    Attributes:
+        before: the region in the reference.
+        after: the same in the candidate.
+        twins: the operators in it that are not what the exact fold has.
+        strangers: those that have no counterpart there.
+        verdict: whether it computes the same nevertheless; if not, whether ``constants`` are to blame, or more.
+        finding: its largest error beside what is allowed; None where it was not, or could not be, run.
+        problem: why it could not be run.
+    """
+
+    before: Region
+    after: Region
+    twins: tuple[Twin, ...]
+    strangers: tuple[ir.Node, ...]
+    verdict: PieceVerdict
+    finding: Finding | None = None
+    problem: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing speaks against it."""
+        return self.verdict == "ok"
+
+
+@dataclass(frozen=True, eq=False)
+class Examination:
+    """What was found of the candidate.
+
+    Attributes:
+        pieces: what is not plainly the exact fold, in order.
+        twins: which node plays the part of which.
+        rounded_once: whether the file's constants are, on the whole, the exact ones rounded once.
+        common: how many inner values the candidate was cut at.
+        missing: values of the exact fold that have no counterpart in the candidate.
+    """
+
+    pieces: tuple[Piece, ...]
+    twins: Twins
+    rounded_once: bool
+    common: int
+    missing: tuple[str, ...]
+
+
+class Examiner:
+    """Holds one candidate against the reference and its exact fold.
+
+    Args:
+        reference: the reference.
+        algebra: the exact fold, with what it has in common with the reference.
+        candidate: the candidate.
+        ground: what to draw inputs in the likeness of.
+        rule: how much error is allowed where a region is run.
+    """
+
+    def __init__(self, reference: Network, algebra: Algebra, candidate: Network, ground: Ground, rule: Rule) -> None:
+        self._reference = reference
+        self._candidate = candidate
+        self._ground = ground
+        self._rule = replace(rule, rtol=None, atol=None)
+        self._twins = Twins(algebra.exact, candidate)
+        self._by_found: Mapping[ir.Node, Twin] = {twin.found: twin for twin in self._twins.pairs}
+        self._once = _rounded_once(self._twins.pairs)
+        self._wanted = [name for name in algebra.common if name not in reference.inputs]
+
+    def examine(self, progress: Progress) -> Examination:
+        """Go through all values that the reference and the exact fold share."""
+        names = {name: self._twins.names.get(name, name) for name in self._wanted}
+        names = {name: other for name, other in names.items() if other in self._candidate.producers}
+        names |= {name: name for name in (*self._reference.inputs, *self._reference.outputs)}
+        pieces = self._pieces(names, progress)
+        doubtful = {piece.before.output for piece in pieces if piece.verdict == "function"} - self._firm()
+        if doubtful:
+            # A name may have come to mean another value. If all is well without those in doubt, that is so.
+            fewer = {name: other for name, other in names.items() if name not in doubtful}
+            again = self._pieces(fewer, progress)
+            if all(piece.ok for piece in again):
+                names, pieces = fewer, again
+        return Examination(
+            pieces=tuple(pieces),
+            twins=self._twins,
+            rounded_once=self._once,
+            common=len(names.keys() - {*self._reference.inputs, *self._reference.outputs}),
+            missing=tuple(name for name in self._wanted if name not in names),
+        )
+
+    def _firm(self) -> set[str]:
+        """Values whose counterpart is not in doubt: outputs, and what the same operator makes of the same values."""
+        made = (name for twin in self._twins.pairs if not twin.differences for name in names_of(twin.expected))
+        return {*self._reference.outputs, *made}
+
+    def _pieces(self, names: Mapping[str, str], progress: Progress) -> list[Piece]:
+        meeting = Meeting(self._reference, self._candidate, names)
+        stops = set(names.values())
+        pieces = []
+        wanted = [name for name in self._wanted if name in names]
+        for done, name in enumerate(wanted):
+            progress("the candidate's folds", done, len(wanted))
+            region = self._candidate.region(names[name], stops)
+            if not all(self._sound(node) for node in region.nodes):
+                pieces.append(self._judged(meeting, name))
+        progress("the candidate's folds", len(wanted), len(wanted))
+        return pieces
+
+    def _sound(self, node: ir.Node) -> bool:
+        twin = self._by_found.get(node)
+        return twin is not None and twin.sound
+
+    def _judged(self, meeting: Meeting, name: str) -> Piece:
+        before, after = meeting.cut(name)
+        own = [node for node in self._candidate.nodes if node in after.nodes]
+        twins = tuple(twin for node in own if (twin := self._by_found.get(node)) is not None and not twin.sound)
+        piece = Piece(before, after, twins, tuple(node for node in own if node not in self._by_found), "ok")
+        piece = self._run(piece, meeting)
+        if self._once and any(not constant.sound for twin in twins for constant in twin.constants):
+            return replace(piece, verdict="constants")
+        return piece
+
+    def _run(self, piece: Piece, meeting: Meeting) -> Piece:
+        """Judge a region by what it computes."""
+        before, after = piece.before, piece.after
+        reference, candidate = self._reference.oracle, self._candidate.oracle
+        try:
+            trials = self._ground.trials(before, meeting.inputs(before, after))
+            nudged = [
+                reference.values(feed.values, [before.output], nudge=seed) for seed, (feed, _) in enumerate(trials)
+            ]
+        except NotInFloat64Error as refusal:
+            return replace(piece, verdict="unknown", problem=str(refusal))
+        try:
+            found = [candidate.values(meeting.renamed(feed.values), [after.output]) for feed, _ in trials]
+        except NotInFloat64Error as refusal:
+            return replace(piece, verdict="function", problem=f"it cannot be evaluated: {refusal}")
+        output = before.output
+        feeds, expected = [feed for feed, _ in trials], [{output: wanted} for _, wanted in trials]
+        measurement = Measurement(feeds, {output: self._dtype(piece)}, expected)
+        measurement.record("nudged", nudged)
+        measurement.record("candidate_float64", [{output: values[after.output]} for values in found])
+        judgement = judge(measurement.observations()[output], self._rule)
+        return replace(piece, verdict="ok" if judgement.equivalent else "function", finding=judgement.worst)
+
+    def _dtype(self, piece: Piece) -> str:
+        """The coarsest type in which a region keeps its constants; that of all constants where it has none."""
+        stored = self._candidate.oracle.stored
+        names = {value.name for node in piece.after.nodes for value in node.inputs if value is not None}
+        types = [dtype for name, dtype in stored.items() if name in names] or list(stored.values()) or ["float32"]
+        return max(types, key=lambda dtype: UNIT_ROUNDOFF[dtype])
+
+
+def _rounded_once(twins: Iterable[Twin]) -> bool:
+    constants = [constant for twin in twins for constant in twin.constants if not constant.problem]
+    rounded, off = sum(c.rounded for c in constants), sum(c.off for c in constants)
+    return rounded > 0 and off <= (1 - _ROUNDED_ONCE) * rounded
