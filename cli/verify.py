@@ -13,6 +13,7 @@ from bnfold.cli.render import Output, common_options, table
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from bnfold.verification.folds import FoldsResult
     from bnfold.verification.result import FeedResult, OutputResult, VerifyResult
     from bnfold.verification.verdict import Run
 
@@ -55,6 +56,7 @@ _STYLE = {"equivalent": "green", "mismatch": "red", "nothing proven": "yellow"}
 @click.option(
     "--runtime/--no-runtime", default=True, show_default=True, help="Run ONNX Runtime too, or compare in float64 only."
 )
+@click.option("--per-fold", is_flag=True, help="Prove each fold by itself, its algebra and its rounding apart.")
 @common_options  # fmt: skip
 def command(
     out: Output,
@@ -69,6 +71,7 @@ def command(
     rtol: float | None,
     atol: float | None,
     runtime: bool,
+    per_fold: bool,
 ) -> None:
     """Decide whether CANDIDATE computes the same function as REFERENCE.
 
@@ -87,6 +90,7 @@ def command(
         runtime=runtime,
         rtol=rtol,
         atol=atol,
+        per_fold=per_fold,
     )
     with out.progress() as progress:
         result = verify(reference, candidate, options, progress)
@@ -106,8 +110,37 @@ def _show(out: Output, result: VerifyResult) -> None:
         if out.verbose:
             out.show(_table("All inputs", [*_COLUMNS, "kind"], every))
         out.say(f"Rule: {result.rule}")
+    if result.folds is not None:
+        _show_folds(out, result.folds)
     for note in result.notes:
         out.say(f"note: {note[0].upper()}{note[1:]}.", "yellow")
+
+
+#: So many folds are shown unless more are asked for; those that are wrong, always.
+_FEW = 10
+
+
+def _show_folds(out: Output, folds: FoldsResult) -> None:
+    out.say(f"Fold by fold: {folds.sentence}.", "red" if folds.wrong else "green" if folds.proven else "yellow")
+    shown = folds.proofs if out.verbose else folds.proofs[: max(_FEW, len(folds.wrong))]
+    rows = [
+        [
+            proof.node,
+            "-" if proof.algebra is None else f"{proof.algebra:.1e}",
+            "-" if proof.ulp is None else f"{proof.ulp:.3g}",
+            "-" if proof.error is None else f"{proof.error:.1e}",
+            "-" if proof.allowed is None else f"{proof.allowed:.1e}",
+            "ok" if proof.verdict == "ok" else proof.verdict.upper(),
+            proof.detail if proof.wrong else proof.what,
+        ]
+        for proof in shown
+    ]
+    if rows:
+        columns = ["fold", "algebra", "ulp", "error", "allowed", "verdict", ""]
+        title = "Each fold alone, worst first: the exact fold's error, and the candidate's"
+        out.show(table(title, columns, rows, right=columns[1:5], fixed=["verdict"]))
+    if len(shown) < len(folds.proofs):
+        out.say(f"{len(folds.proofs) - len(shown)} more with --verbose.")
 
 
 _COLUMNS = ["output", "inputs", "scale", "original", "float64", "allowed", "ORT", "shipped", "allowed in ORT"]

@@ -126,3 +126,14 @@ def test_help_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "nothing was proven" in done.stdout
+
+
+def test_each_fold_is_shown_and_a_wrong_one_is_named(files, capsys):
+    assert _run(files, "original.onnx", "folded.onnx", "--per-fold") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "5 folds are each proven alone" in shown
+    assert "back into l0" in shown
+    assert _run(files, "original.onnx", "damaged.onnx", "--per-fold", "--no-runtime") == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "CONSTANTS" in shown
+    assert "units in the last place away" in shown

@@ -8,10 +8,13 @@ no boundary, and the region goes on to the next.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
@@ -21,12 +24,21 @@ from bnfold.progress import Progress
 from bnfold.verification.double import NotInFloat64Error
 from bnfold.verification.metrics import deviation, scale_of
 from bnfold.verification.oracle import Oracle
-from bnfold.verification.regions import Ground, Meeting, Network, Region, bodies_of, names_of
+from bnfold.verification.regions import Ground, Meeting, Network, Region, Trial, bodies_of, names_of
 
 Array = NDArray[Any]
 
 #: How far a region may be off, relative to its scale: some thousand roundings of float64.
 TOLERANCE = 1e-12
+
+#: A channel may be off by this many times more, relative to its own scale, so that a small one cannot hide.
+_CHANNEL_FACTOR = 1000.0
+
+#: No channel counts as smaller than this part of the whole.
+_SMALLEST_CHANNEL = 1e-4
+
+#: Operators that may stand for an affine.
+_AFFINES = frozenset({"Add", "BatchNormalization", "Div", "Mul", "Sub"})
 
 #: So many values that do not agree in a row are no affine on its way, but a wrong fold.
 _LONGEST_WAY = 64
@@ -74,7 +86,7 @@ class Algebra:
 def exact_fold(reference: Network, candidate: Network) -> tuple[Network, FoldReport]:
     """The reference folded in float64 wherever the candidate was; what the candidate still has is left alone."""
     model = reference.oracle.model.clone()
-    left = {names_of(node) for node in reference.nodes if candidate.holds(node, reference)}
+    left = {names_of(node) for node in _left(reference, candidate)}
     kept = set()
     for node in model.graph:
         if names_of(node) in left:
@@ -85,8 +97,46 @@ def exact_fold(reference: Network, candidate: Network) -> tuple[Network, FoldRep
         value.name in model.graph.initializers and value.name not in offered for value in model.graph.inputs
     ):
         RemoveInitializersFromInputsPass()(model)  # as the candidate has it
+    _narrow_scales(model)
     report = fold(model, lambda node: node not in kept)
     return Network(Oracle(model)), report
+
+
+def _left(reference: Network, candidate: Network) -> Iterator[ir.Node]:
+    """The nodes that the candidate still has: under their names, or else, for affines, by their parameters."""
+    affines = Counter(key for node in candidate.nodes if (key := _affine_key(node, candidate)))
+    renamed = []
+    for node in reference.nodes:
+        key = _affine_key(node, reference)
+        if candidate.holds(node, reference):
+            affines[key] -= 1
+            yield node
+        elif key:
+            renamed.append((node, key))
+    for node, key in renamed:
+        if affines[key] > 0:
+            affines[key] -= 1
+            yield node
+
+
+def _affine_key(node: ir.Node, network: Network) -> bytes:
+    """What tells an affine from others, whatever it is called: its operator and its parameters."""
+    if node.op_type not in _AFFINES:
+        return b""
+    constants = [network.constant(value) for value in node.inputs if value and not network.varies(str(value.name))]
+    if not any(array.size > 1 for array in constants):
+        return b""
+    return network.operator(node) + b"".join(array.tobytes() for array in constants)
+
+
+def _narrow_scales(model: ir.Model) -> None:
+    """Give the scales of each Resize back the one type that ONNX's shape inference takes them in."""
+    for node in model.graph.all_nodes():
+        index = {"Resize": 2, "Upsample": 1}.get(node.op_type, len(node.inputs))
+        scales = node.inputs[index] if index < len(node.inputs) else None
+        if scales is not None and scales.const_value is not None and scales.dtype == ir.DataType.DOUBLE:
+            scales.const_value = ir.tensor(scales.const_value.numpy().astype(np.float32), name=scales.name)
+            scales.type = ir.TensorType(ir.DataType.FLOAT)
 
 
 def prove_algebra(
@@ -105,7 +155,7 @@ def prove_algebra(
         for name in names_of(node):
             if name not in reference.producers or (waiting > _LONGEST_WAY and name not in reference.outputs):
                 continue
-            step = _compared(reference, exact, meeting, name, ground)
+            step = _compared(exact, meeting, name, ground)
             waiting += 1
             if step.ok or name in reference.outputs:
                 meeting.add(name)
@@ -115,24 +165,44 @@ def prove_algebra(
     return Algebra(exact, report, tuple(steps), tuple(meeting.names))
 
 
-def _compared(reference: Network, exact: Network, meeting: Meeting, name: str, ground: Ground) -> Step:
+def _compared(exact: Network, meeting: Meeting, name: str, ground: Ground) -> Step:
     before, after = meeting.cut(name)
-    worst, usual = 0.0, 0.0
+    step = Step(before, after, np.inf)
     try:
-        for feed, wanted in ground.trials(before, meeting.inputs(before, after)):
-            found = exact.oracle.values(feed.values, [after.output])[after.output]
-            error, scale = _error(wanted, found)
-            usual = max(usual, scale)  # the random ones come first; with zeros, all may cancel
-            worst = max(worst, error / usual if usual > 0 else np.inf if error > 0 else 0.0)
-            if worst > TOLERANCE:
+        for trials in ground.trials(before, meeting.inputs(before, after), after.nodes):
+            step = Step(before, after, _worst(exact, after, trials))
+            if step.ok:
                 break
     except NotInFloat64Error as refusal:
         return Step(before, after, np.inf, str(refusal))
-    return Step(before, after, worst)
+    return step
 
 
-def _error(wanted: Array, found: Array) -> tuple[float, float]:
-    if wanted.shape != found.shape:
-        return np.inf, 1.0
-    difference, strange = deviation(wanted, found)
-    return np.inf if strange else float(difference.max(initial=0.0)), scale_of(wanted)
+def _worst(exact: Network, after: Region, trials: Sequence[Trial]) -> float:
+    """The largest error relative to scale; not looked for any further once it is too large."""
+    worst, usual = 0.0, 0.0
+    for feed, wanted in trials:
+        found = exact.oracle.values(feed.values, [after.output])[after.output]
+        if wanted.shape != found.shape:
+            return np.inf
+        difference, strange = deviation(wanted, found)
+        if strange:
+            return np.inf
+        usual = max(usual, scale_of(wanted))  # the random ones come first; with zeros, all may cancel
+        error = max(float(difference.max(initial=0.0)), _channel_error(wanted, difference, usual))
+        worst = max(worst, error / usual if usual > 0 else np.inf if error > 0 else 0.0)
+        if worst > TOLERANCE:
+            break
+    return worst
+
+
+def _channel_error(wanted: Array, difference: Array, scale: float) -> float:
+    """What the error of a small channel would be in one of full scale, divided by what a channel is allowed more."""
+    if wanted.ndim < 2 or not wanted.size:
+        return 0.0
+    axes = tuple(axis for axis in range(wanted.ndim) if axis != 1)
+    magnitude = np.abs(np.where(np.isfinite(wanted), wanted, 0.0)).max(axis=axes)
+    own = np.maximum(magnitude, _SMALLEST_CHANNEL * scale)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.where(own > 0, difference.max(axis=axes) / own, 0.0)
+    return float(relative.max()) * scale / _CHANNEL_FACTOR

@@ -16,6 +16,7 @@ from bnfold.files import StrPath
 from bnfold.progress import Progress, silent
 from bnfold.session import LEVELS, provider_name
 from bnfold.verification.double import NotInFloat64Error
+from bnfold.verification.folds import prove_folds
 from bnfold.verification.inputs import Feed, drawn_feeds, input_specs, user_feeds
 from bnfold.verification.measurement import Measurement
 from bnfold.verification.oracle import RANDOM, Oracle
@@ -49,6 +50,7 @@ class VerifyOptions:
         rtol: relative to the output's scale; it and ``atol`` replace the rule.
         atol: absolute.
         rule: factors of the rule.
+        per_fold: prove each fold by itself too; see :mod:`bnfold.verification.folds`.
     """
 
     inputs: StrPath | None = None
@@ -62,6 +64,7 @@ class VerifyOptions:
     rtol: float | None = None
     atol: float | None = None
     rule: Rule = field(default_factory=Rule)
+    per_fold: bool = False
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -152,6 +155,7 @@ class _Comparison:
         self._options = options
         self._progress = progress
         self._notes: list[str] = []
+        self._oracles: tuple[Oracle, Oracle] | None = None
 
     def vacuous(self) -> VerifyResult:
         """The result for two files that hold the same graph."""
@@ -177,10 +181,25 @@ class _Comparison:
         reference: ReferenceKind = "float64" if kind == "float64" else "onnxruntime"
         if why:
             self._notes.append(f"the reference is ONNX Runtime, not float64, and the check less sharp: {why}")
-        return self._decide(measurement, reference, why)
+        result = self._decide(measurement, reference, why)
+        return self._with_folds(result) if self._options.per_fold else result
+
+    def _with_folds(self, result: VerifyResult) -> VerifyResult:
+        """The result with the proof of each fold, which may tell what the outputs do not."""
+        try:
+            if self._oracles is None:
+                raise NotInFloat64Error(result.reference_note)
+            folds = prove_folds(*self._oracles, self._feeds, self._options.seed, self._rule, self._progress)
+        except NotInFloat64Error as refusal:
+            return replace(result, notes=(*result.notes, f"the folds could not be proven by themselves: {refusal}"))
+        result = replace(result, folds=folds, notes=(*result.notes, *folds.notes))
+        if folds.wrong and result.verdict != "mismatch":
+            return replace(result, verdict="mismatch", sentence=f"the candidate holds a wrong fold: {folds.sentence}")
+        return result
 
     def _in_float64(self) -> Measurement:
         reference, candidate = self._oracle(self._reference), self._oracle(self._candidate)
+        self._oracles = reference, candidate
         expected = list(self._each("reference in float64", reference.run))
         measurement = Measurement(self._feeds, self._reference.output_types, expected)
         if self._options.runtime:

@@ -203,9 +203,9 @@ class FoldProver:
         ground = Ground(self.reference, _one_of_each_shape(feeds), seed)
         exact, report = exact_fold(self.reference, self.candidate)
         self.algebra: Algebra = prove_algebra(self.reference, exact, report, ground, progress)
-        self.examination: Examination = Examiner(
-            self.reference, self.algebra, self.candidate, ground, rule
-        ).examine(progress)
+        self.examination: Examination = Examiner(self.reference, self.algebra, self.candidate, ground, rule).examine(
+            progress
+        )
 
     def result(self) -> FoldsResult:
         """What was found, fold by fold."""

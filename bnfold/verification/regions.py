@@ -7,8 +7,9 @@ compared by itself, on inputs of its own, whatever the rest of the models does.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,8 +24,15 @@ from bnfold.verification.inputs import Feed
 from bnfold.verification.metrics import is_float
 from bnfold.verification.oracle import Oracle
 from bnfold.verification.sameness import attribute_lines
+from bnfold.verification.shrinking import small_sides
 
 Array = NDArray[Any]
+
+#: Values by name: the shapes of those that may be drawn, and the elements of all others.
+Seen = Mapping[str, Array | tuple[int, ...]]
+
+#: Inputs of a region, and what it computes of them.
+Trial = tuple[Feed, Array]
 
 #: The result of these depends on the shape of their input alone, not on its elements.
 _SHAPE_OPS = frozenset({"Shape", "Size"})
@@ -266,7 +274,7 @@ class Ground:
         self._free = _free_values(network)
         self._seen = [self._look(feed) for feed in feeds]
 
-    def _look(self, feed: Feed) -> dict[str, Array | tuple[int, ...]]:
+    def _look(self, feed: Feed) -> Seen:
         seen: dict[str, Array | tuple[int, ...]] = {}
 
         def see(name: str, value: Any) -> None:
@@ -277,50 +285,68 @@ class Ground:
         self._network.oracle.watch(feed.values, see)
         return seen
 
-    def trials(self, region: Region, names: Sequence[str]) -> list[tuple[Feed, Array]]:
-        """Inputs for a region of the network, with what it computes of them.
+    def trials(self, region: Region, names: Sequence[str], others: Iterable[ir.Node] = ()) -> Iterator[list[Trial]]:
+        """Inputs for a region of the network, with what it computes of them: sets to be tried in turn.
 
-        They are drawn, unless that leads nowhere (a negative variance, say): then they are the network's own.
+        First on images no larger than need be. Who finds fault on them should look at the next set, of full size,
+        before he says so. Where drawn values lead nowhere (a negative variance, say) they are the network's own.
 
         Args:
             region: a region of the network.
             names: what to draw: its inputs, and perhaps more.
+            others: operators that will have to do with the same inputs.
 
         Raises:
             NotInFloat64Error: the region cannot be evaluated, or an input of it was not seen or is no tensor.
         """
-        trials = [(feed, self._result(region, feed)) for feed in self._drawn(names)]
-        if all(np.isfinite(result).all() for _, result in trials if is_float(result)):
-            return trials
-        return [(feed, self._result(region, feed)) for feed in self._own(names)]
-
-    def _result(self, region: Region, feed: Feed) -> Array:
-        return self._network.oracle.values(feed.values, [region.output])[region.output]
-
-    def _drawn(self, names: Sequence[str]) -> Iterator[Feed]:
-        """Random values in each of the shapes seen, zeros, and values of unlike magnitudes."""
         for name in names:
             if name not in self._seen[0]:
                 raise NotInFloat64Error(f"{name} is no tensor, or was not computed")
-        for index, seen in enumerate(self._seen):
+        nodes = {*region.nodes, *others}
+        small = [self._small(seen, names, nodes) for seen in self._seen]
+        if small != self._seen:
+            with suppress(NotInFloat64Error):
+                trials = self._results(region, self._drawn(names, small))
+                if _finite(trials):
+                    yield trials
+        trials = self._results(region, self._drawn(names, self._seen))
+        yield trials if _finite(trials) else self._results(region, self._own(names))
+
+    def _results(self, region: Region, feeds: Iterable[Feed]) -> list[Trial]:
+        values = self._network.oracle.values
+        return [(feed, values(feed.values, [region.output])[region.output]) for feed in feeds]
+
+    def _small(self, seen: Seen, names: Sequence[str], nodes: Iterable[ir.Node]) -> Seen:
+        """What was seen, with smaller images where they are all of one size."""
+        sides = {shape[2:] for name in names if isinstance(shape := seen[name], tuple) and len(shape) > 2}
+        if len(sides) != 1 or not all(isinstance(shape := seen[n], tuple) and len(shape) > 2 for n in names):
+            return seen
+        small = small_sides(nodes, sides.pop())
+        return {**seen, **{name: (*shape[:2], *small) for name in names if isinstance(shape := seen[name], tuple)}}
+
+    def _drawn(self, names: Sequence[str], shapes: Sequence[Seen]) -> Iterator[Feed]:
+        """Random values in each of the shapes seen, zeros, and values of unlike magnitudes."""
+        for index, seen in enumerate(shapes):
             random = np.random.default_rng((self._seed, index))
-            yield Feed(
-                f"random {index + 1}",
-                "random",
-                {n: random.standard_normal(s) if isinstance(s := seen[n], tuple) else s for n in names},
-            )
-        seen = self._seen[0]
-        random = np.random.default_rng((self._seed, len(self._seen)))
-        yield Feed("zeros", "zeros", {n: np.zeros(s) if isinstance(s := seen[n], tuple) else s for n in names})
+            yield Feed(f"random {index + 1}", "random", {n: _filled(seen[n], random.standard_normal) for n in names})
+        random = np.random.default_rng((self._seed, len(shapes)))
+        yield Feed("zeros", "zeros", {n: _filled(shapes[0][n], np.zeros) for n in names})
         yield Feed(
-            "unlike magnitudes",
-            "large",
-            {n: _uneven(random, s) if isinstance(s := seen[n], tuple) else s for n in names},
+            "unlike magnitudes", "large", {n: _filled(shapes[0][n], lambda s: _uneven(random, s)) for n in names}
         )
 
     def _own(self, names: Sequence[str]) -> Iterator[Feed]:
+        """The values that ``names`` have in the network itself."""
         for feed in self._feeds:
             yield Feed(feed.name, feed.kind, self._network.oracle.values(feed.values, names))
+
+
+def _finite(trials: Iterable[Trial]) -> bool:
+    return all(np.isfinite(result).all() for _, result in trials if is_float(result))
+
+
+def _filled(seen: Array | tuple[int, ...], fill: Callable[[tuple[int, ...]], Array]) -> Array:
+    return fill(seen) if isinstance(seen, tuple) else seen
 
 
 def _free_values(network: Network) -> set[str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from bnfold.verification.folds import FoldsResult
 from bnfold.verification.inputs import FeedKind
 from bnfold.verification.metrics import Metrics
 from bnfold.verification.verdict import JUDGED, Finding, Judgement, Run
@@ -115,6 +116,7 @@ class VerifyResult:
         level: the optimization level of the shipped run.
         seed: of the random inputs.
         runtime: whether ONNX Runtime was run at all.
+        folds: the proof of each fold by itself, where it was asked for.
     """
 
     verdict: Verdict
@@ -129,6 +131,7 @@ class VerifyResult:
     level: str
     seed: int
     runtime: bool
+    folds: FoldsResult | None = None
 
     @property
     def ok(self) -> bool:
@@ -150,6 +153,7 @@ class VerifyResult:
             "feeds": list(self.feeds),
             "notes": list(self.notes),
             "outputs": [output.to_json() for output in self.outputs],
+            "folds": None if self.folds is None else self.folds.to_json(),
         }
 
 

@@ -9,7 +9,7 @@ under the rule of :mod:`bnfold.verification.verdict`, as if it were a model of i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from bnfold.verification.algebra import Algebra
 from bnfold.verification.double import NotInFloat64Error
 from bnfold.verification.measurement import Measurement
 from bnfold.verification.metrics import UNIT_ROUNDOFF
-from bnfold.verification.regions import Ground, Meeting, Network, Region, names_of
+from bnfold.verification.regions import Ground, Meeting, Network, Region, Trial, names_of
 from bnfold.verification.twins import Twin, Twins
 from bnfold.verification.verdict import Finding, Rule, judge
 
@@ -106,7 +106,7 @@ class Examiner:
         names = {name: other for name, other in names.items() if other in self._candidate.producers}
         names |= {name: name for name in (*self._reference.inputs, *self._reference.outputs)}
         pieces = self._pieces(names, progress)
-        doubtful = {piece.before.output for piece in pieces if piece.verdict == "function"} - self._firm()
+        doubtful = {piece.before.output for piece in pieces if not piece.ok} - self._firm()
         if doubtful:
             # A name may have come to mean another value. If all is well without those in doubt, that is so.
             fewer = {name: other for name, other in names.items() if name not in doubtful}
@@ -122,8 +122,8 @@ class Examiner:
         )
 
     def _firm(self) -> set[str]:
-        """Values whose counterpart is not in doubt: outputs, and what the same operator makes of the same values."""
-        made = (name for twin in self._twins.pairs if not twin.differences for name in names_of(twin.expected))
+        """Values whose counterpart is not in doubt."""
+        made = (name for twin in self._twins.pairs if twin.firm for name in names_of(twin.expected))
         return {*self._reference.outputs, *made}
 
     def _pieces(self, names: Mapping[str, str], progress: Progress) -> list[Piece]:
@@ -149,32 +149,37 @@ class Examiner:
         twins = tuple(twin for node in own if (twin := self._by_found.get(node)) is not None and not twin.sound)
         piece = Piece(before, after, twins, tuple(node for node in own if node not in self._by_found), "ok")
         piece = self._run(piece, meeting)
-        if self._once and any(not constant.sound for twin in twins for constant in twin.constants):
+        if self._once and any(twin.firm and not twin.sound for twin in twins):
             return replace(piece, verdict="constants")
         return piece
 
     def _run(self, piece: Piece, meeting: Meeting) -> Piece:
         """Judge a region by what it computes."""
-        before, after = piece.before, piece.after
-        reference, candidate = self._reference.oracle, self._candidate.oracle
+        names = meeting.inputs(piece.before, piece.after)
         try:
-            trials = self._ground.trials(before, meeting.inputs(before, after))
-            nudged = [
-                reference.values(feed.values, [before.output], nudge=seed) for seed, (feed, _) in enumerate(trials)
-            ]
+            for trials in self._ground.trials(piece.before, names, piece.after.nodes):
+                piece = self._judgement(piece, meeting, trials)
+                if piece.ok:
+                    break
         except NotInFloat64Error as refusal:
             return replace(piece, verdict="unknown", problem=str(refusal))
+        return piece
+
+    def _judgement(self, piece: Piece, meeting: Meeting, trials: Sequence[Trial]) -> Piece:
+        output, other = piece.before.output, piece.after.output
+        reference, candidate = self._reference.oracle, self._candidate.oracle
+        feeds = [feed for feed, _ in trials]
         try:
-            found = [candidate.values(meeting.renamed(feed.values), [after.output]) for feed, _ in trials]
+            found = [candidate.values(meeting.renamed(feed.values), [other])[other] for feed in feeds]
         except NotInFloat64Error as refusal:
             return replace(piece, verdict="function", problem=f"it cannot be evaluated: {refusal}")
-        output = before.output
-        feeds, expected = [feed for feed, _ in trials], [{output: wanted} for _, wanted in trials]
-        measurement = Measurement(feeds, {output: self._dtype(piece)}, expected)
+        nudged = [reference.values(feed.values, [output], nudge=seed) for seed, feed in enumerate(feeds)]
+        measurement = Measurement(feeds, {output: self._dtype(piece)}, [{output: wanted} for _, wanted in trials])
         measurement.record("nudged", nudged)
-        measurement.record("candidate_float64", [{output: values[after.output]} for values in found])
+        measurement.record("candidate_float64", [{output: value} for value in found])
         judgement = judge(measurement.observations()[output], self._rule)
-        return replace(piece, verdict="ok" if judgement.equivalent else "function", finding=judgement.worst)
+        verdict: PieceVerdict = "ok" if judgement.equivalent else "function"
+        return replace(piece, verdict=verdict, finding=judgement.worst, problem="")
 
     def _dtype(self, piece: Piece) -> str:
         """The coarsest type in which a region keeps its constants; that of all constants where it has none."""
@@ -187,4 +192,4 @@ class Examiner:
 def _rounded_once(twins: Iterable[Twin]) -> bool:
     constants = [constant for twin in twins for constant in twin.constants if not constant.problem]
     rounded, off = sum(c.rounded for c in constants), sum(c.off for c in constants)
-    return rounded > 0 and off <= (1 - _ROUNDED_ONCE) * rounded
+    return off <= (1 - _ROUNDED_ONCE) * rounded

@@ -7,7 +7,7 @@ claims to be it. Names help, but nodes are matched by what they do to what, so t
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,9 @@ _COMMUTATIVE = frozenset({"Add", "Mul", "Sum"})
 #: Half a unit in the last place is what rounding once costs; the rest is for numbers near the middle of two others.
 HALF = 0.5 + 1e-3
 
+#: Constants that are all wrong, and by more than this of their largest, are other constants.
+_SIMILAR = 0.1
+
 #: What float64 itself may be off by, relative to the largest magnitude of a constant.
 _FLOAT64 = 1e-12
 
@@ -42,7 +45,8 @@ class ConstantError:
         index: where the largest difference is.
         expected: the exact number there.
         found: the candidate's.
-        rounded: how many elements are not exact.
+        size: how many elements it has.
+        rounded: how many are not exact; in float64, nobody knows, and all are counted.
         off: how many are not even the nearest number of their type.
         problem: what is wrong where it is not the size of a difference.
     """
@@ -54,6 +58,7 @@ class ConstantError:
     index: tuple[int, ...]
     expected: float
     found: float
+    size: int
     rounded: int
     off: int
     problem: str = ""
@@ -62,6 +67,11 @@ class ConstantError:
     def sound(self) -> bool:
         """Whether every element is the exact one, rounded once."""
         return not self.off and not self.problem
+
+    @property
+    def similar(self) -> bool:
+        """Whether it can be taken for the same constant, damaged perhaps, and not for another one."""
+        return not self.problem and (2 * self.off <= self.size or self.relative <= _SIMILAR)
 
     @property
     def sentence(self) -> str:
@@ -96,6 +106,13 @@ class Twin:
         """Whether both do the same, but for constants rounded once."""
         return not self.differences and all(constant.sound for constant in self.constants)
 
+    @property
+    def firm(self) -> bool:
+        """Whether there can be no doubt that the two belong together."""
+        if self.differences:
+            return False
+        return names_of(self.expected) == names_of(self.found) or all(c.similar for c in self.constants)
+
 
 class Twins:
     """The twins of two networks.
@@ -110,7 +127,7 @@ class Twins:
         self._found = found
         self.names: dict[str, str] = {name: name for name in expected.inputs if name in found.inputs}
         self._back = dict(self.names)
-        self._left = {node: None for node in expected.nodes}
+        self._left = dict.fromkeys(expected.nodes)
         self._by_part: dict[tuple[object, ...], list[ir.Node]] = defaultdict(list)
         for node in expected.nodes:
             self._by_part[self._part(expected, node, None)].append(node)
@@ -165,24 +182,40 @@ class Twins:
         ours, theirs = self._constant_inputs(self._expected, twin), self._constant_inputs(self._found, node)
         return tuple(
             error
-            for (index, one), (_, other) in zip(ours, theirs, strict=True)
-            if (error := self._compared(node, index, one, other)) is not None
+            for (_, one), (index, other) in zip(ours, theirs, strict=True)
+            for error in self._compared(_role(node, index), one, other)
         )
 
     def _constant_inputs(self, network: Network, node: ir.Node) -> list[tuple[int, ir.Value]]:
         return [(i, v) for i, v in enumerate(node.inputs) if v is not None and not network.varies(str(v.name))]
 
-    def _compared(self, node: ir.Node, index: int, one: ir.Value, other: ir.Value) -> ConstantError | None:
+    def _compared(self, role: str, one: ir.Value, other: ir.Value) -> Iterator[ConstantError]:
+        """Two constants side by side: what is stored of them, where both are computed alike."""
+        ours_by, theirs_by = one.producer(), other.producer()
+        if ours_by is not None and theirs_by is not None and self._alike(ours_by, theirs_by):
+            for ours, theirs in zip(ours_by.inputs, theirs_by.inputs, strict=True):
+                if ours is not None and theirs is not None:
+                    yield from self._compared(role, ours, theirs)
+        else:
+            error = self._stored(role, one, other)
+            if error is not None:
+                yield error
+
+    def _alike(self, one: ir.Node, other: ir.Node) -> bool:
+        given = [[value is not None for value in node.inputs] for node in (one, other)]
+        return given[0] == given[1] and self._expected.operator(one) == self._found.operator(other)
+
+    def _stored(self, role: str, one: ir.Value, other: ir.Value) -> ConstantError | None:
         expected, found = self._expected.constant(one), self._found.constant(other)
-        name, role = str(other.name), _role(node, index)
+        name = str(other.name)
         if expected.shape != found.shape or expected.dtype != found.dtype:
             problem = f"{_described(found)} where {_described(expected)} belongs"
-            return ConstantError(name, role, np.inf, np.inf, (), 0.0, 0.0, 0, 0, problem)
+            return ConstantError(name, role, np.inf, np.inf, (), 0.0, 0.0, found.size, 0, 0, problem)
         if not is_float(expected):
             if np.array_equal(expected, found):
                 return None
             problem = f"{_few(found)} where {_few(expected)} belongs"
-            return ConstantError(name, role, np.inf, np.inf, (), 0.0, 0.0, 0, 0, problem)
+            return ConstantError(name, role, np.inf, np.inf, (), 0.0, 0.0, found.size, 0, 0, problem)
         return _error(name, role, expected, found, self._found.oracle.stored.get(name, "float64"))
 
     def _differences(self, twin: ir.Node, node: ir.Node) -> tuple[str, ...]:
@@ -197,8 +230,11 @@ class Twins:
                     found.append(f"{name} is {theirs} and should be {ours}")
         wanted = [self._input_text(self._expected, value, None) for value in twin.inputs]
         given = [self._input_text(self._found, value, self._back) for value in node.inputs]
+        if len(wanted) == len(given):
+            odd = [index for index, name in enumerate(wanted) if given[index] != name]
+            wanted, given = [wanted[index] for index in odd], [given[index] for index in odd]
         if wanted != given:
-            found.append(f"it reads {', '.join(given)} and should read {', '.join(wanted)}")
+            found.append(f"it reads {', '.join(given)} where {', '.join(wanted)} belongs")
         return tuple(found) or ("its attributes or subgraphs differ",)
 
     def _input_text(self, network: Network, value: ir.Value | None, names: Mapping[str, str] | None) -> str:
@@ -226,7 +262,7 @@ def _role(node: ir.Node, index: int) -> str:
 
 def _error(name: str, role: str, expected: Array, found: Array, dtype: str) -> ConstantError:
     if not expected.size:
-        return ConstantError(name, role, 0.0, 0.0, (), 0.0, 0.0, 0, 0)
+        return ConstantError(name, role, 0.0, 0.0, (), 0.0, 0.0, 0, 0, 0)
     with np.errstate(all="ignore"):
         finite = np.isfinite(expected) & np.isfinite(found)
         same = (expected == found) | (np.isnan(expected) & np.isnan(found))
@@ -243,7 +279,8 @@ def _error(name: str, role: str, expected: Array, found: Array, dtype: str) -> C
         index=worst,
         expected=float(expected[worst]),
         found=float(found[worst]),
-        rounded=int((~same).sum()),
+        size=expected.size,
+        rounded=expected.size if dtype == "float64" else int((~same).sum()),  # the exact ones are rounded too
         off=int((excess > 1).sum()),
     )
 

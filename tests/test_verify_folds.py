@@ -1,0 +1,279 @@
+"""Fold by fold: honest folds are proven, damage is found where it was done, and what cannot be matched is said."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnx_ir as ir
+import pytest
+from folding import constants, model_of, norm
+from hypothesis import HealthCheck, given, settings
+from test_fold_random import graphs
+from verify_networks import DAMAGES, random_network
+
+from bnfold.fold import fold
+from bnfold.fold.commute import RULES
+from bnfold.verification import VerifyOptions, verify
+from bnfold.verification.folds import FoldsResult, prove_folds
+from bnfold.verification.inputs import drawn_feeds, input_specs
+from bnfold.verification.oracle import Oracle
+
+FLOAT64_ONLY = VerifyOptions(runtime=False, per_fold=True)
+
+
+def proven(reference: ir.Model, candidate: ir.Model) -> FoldsResult:
+    feeds = drawn_feeds(input_specs(reference), samples=1, seed=0)
+    return prove_folds(Oracle(reference), Oracle(candidate), feeds)
+
+
+def engine_fold(model: ir.Model, **choices) -> ir.Model:
+    """The candidate that bnfold writes."""
+    copy = model.clone()
+    fold(copy, **choices)
+    return ir.from_proto(ir.to_proto(copy))
+
+
+def by_hand(seed, dtype="float32", damage=None):
+    network = random_network(seed, dtype)
+    folded = network.model(True, damage and damage(network, np.random.default_rng(seed)))
+    return ir.from_proto(network.model(False)), ir.from_proto(folded)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("seed", range(2000, 2006))
+def test_an_honest_fold_is_proven_fold_by_fold(dtype, seed):
+    result = proven(*by_hand(seed, dtype))
+    assert result.proven, result.sentence
+    assert result.rounded_once
+    assert all(proof.algebra is not None and proof.algebra < 1e-13 for proof in result.proofs)
+    assert all((proof.ulp or 0) <= 0.51 for proof in result.proofs if dtype != "float64")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(graphs())
+def test_whatever_the_engine_does_is_proven(model):
+    copy = model.clone()
+    report = fold(copy)
+    result = proven(model, ir.from_proto(ir.to_proto(copy)))
+    assert result.proven, result.sentence
+    assert {proof.node for proof in result.proofs} >= {r.node for r in report.records if r.fate != "kept"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_found_and_its_fold_is_named(dtype, name):
+    network = random_network(3, dtype)
+    layers = {f"v{number}" for number, step in enumerate(network.steps) if step in network.linears}
+    honest = network.model(True)
+    damaged = network.model(True, DAMAGES[name](network, np.random.default_rng(1)))
+    changed = {
+        one.name[1:]
+        for one, other in zip(honest.graph.initializer, damaged.graph.initializer, strict=True)
+        if one != other
+    }
+    result = proven(ir.from_proto(network.model(False)), ir.from_proto(damaged))
+    assert {proof.node for proof in result.wrong} == {f"v{number}" for number in changed}, result.sentence
+    assert layers >= {proof.node for proof in result.wrong}
+
+
+def test_one_percent_in_a_channel_of_float16_shows_only_fold_by_fold():
+    pair = by_hand(3, "float16", DAMAGES["one channel of one weight off by 1 %"])
+    assert verify(*pair).ok
+    result = verify(*pair, VerifyOptions(per_fold=True))
+    assert result.verdict == "mismatch"
+    assert "wrong fold" in result.sentence
+    assert json.loads(json.dumps(result.to_json(), allow_nan=False))["folds"]["proven"] is False
+
+
+def one_bit(model: ir.Model, name: str, index: int) -> ir.Model:
+    """The model with the last bit of one weight flipped."""
+    copy = model.clone()
+    value = copy.graph.initializers[name]
+    array = value.const_value.numpy().copy()
+    array.reshape(-1).view(f"u{array.itemsize}")[index] ^= 1
+    value.const_value = ir.tensor(array, name=name)
+    return copy
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_one_wrong_bit_in_one_weight_is_found(dtype):
+    reference, candidate = by_hand(5, dtype)
+    result = proven(reference, one_bit(candidate, "w0", 7))
+    assert [proof.node for proof in result.wrong] == ["v0"]
+    assert "1 element is wrong" in result.sentence
+
+
+def test_an_operator_outside_of_all_folds_is_looked_at_too():
+    text = "agraph (double[N,2,5] x) => (double[N,2,5] y) {{ h = Conv(x, w)  b = BatchNormalization(h, scale, bias, mean, var)  y = Mul(b, {k}) }}"
+    arrays = constants(w=(2, 2, 1), k=(2, 5), q=(2, 5)) | norm(2)
+    unused = {"k": "q", "q": "k"}
+    reference, other = (
+        model_of(text.format(k=k), {name: a for name, a in arrays.items() if name != unused[k]}) for k in "kq"
+    )
+    result = proven(reference, engine_fold(other))
+    assert [(proof.kind, proof.verdict) for proof in result.wrong] == [("operator", "function")]
+    assert result.wrong[0].node == "y"
+
+
+STRUCTURAL = [
+    # the candidate in place of the honest `Conv → Sub → MaxPool → Conv`, and what is said of it
+    ("s = Sub(k, a)", "it reads a constant, v where v, a constant belongs"),
+    ("s = Add(v, k)", "Add where Sub belongs"),
+    ("s = Identity(v)", "Identity where Sub belongs"),
+    ("y = Conv<pads = [1, 1, 1, 0]>(p, w2, b2)", "pads is"),
+    ("y = Conv<pads = [1, 1, 1, 1], strides = [2, 1]>(p, w2, b2)", "strides is"),
+    ("p = MaxPool<kernel_shape = [3, 3], pads = [1, 1, 1, 1], strides = [1, 2]>(s)", "strides is"),
+    ("p = AveragePool<kernel_shape = [3, 3], pads = [1, 1, 1, 1], strides = [2, 1]>(s)", "AveragePool where MaxPool"),
+    ("y = Conv<pads = [1, 1, 1, 1]>(s, w2, b2)", "it reads s where p belongs"),
+]
+HONEST = [
+    "v = Conv<pads = [1, 1, 1, 1]>(x, w1, b1)",
+    "s = Sub(v, k)",
+    "p = MaxPool<kernel_shape = [3, 3], pads = [1, 1, 1, 1], strides = [2, 1]>(s)",
+    "y = Conv<pads = [1, 1, 1, 1]>(p, w2, b2)",
+]
+
+
+@pytest.mark.parametrize(("line", "said"), STRUCTURAL, ids=[line for line, _ in STRUCTURAL])
+def test_another_operator_is_found_and_described(line, said):
+    head = "agraph (float[N,3,9,9] x) => (float[N,4,H,W] y) {{ {} }}"
+    arrays = constants(w1=(4, 3, 3, 3), w2=(4, 4, 3, 3), b1=(4,), b2=(4,), k=(4, 9, 9)) | norm(4)
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    before = [HONEST[0].replace("v =", "h ="), "v = BatchNormalization(h, scale, bias, mean, var)", *HONEST[1:]]
+    reference = model_of(head.format("\n".join(before)), arrays)
+    candidate = ir.to_proto(engine_fold(reference))
+    assert proven(reference, ir.from_proto(candidate)).proven
+    name = line.split(" =")[0]
+    swapped = onnx.parser.parse_node(line.replace("Sub(k, a)", "Sub(k, v)"))
+    place = next(i for i, node in enumerate(candidate.graph.node) if node.output[0] == name)
+    candidate.graph.node[place].CopyFrom(swapped)
+    result = proven(reference, ir.from_proto(candidate))
+    assert result.wrong, result.sentence
+    assert any(said in proof.detail for proof in result.wrong), result.sentence
+
+
+def test_the_fold_of_another_tool_is_proven_under_other_names_and_roundings():
+    """Folded in float32, as other tools do, with other names for all inner values."""
+    network = random_network(11)
+    folded = network.model(True)
+    for node in folded.graph.node:
+        node.input[:] = [f"other_{n}" if n.startswith("v") else n for n in node.input]
+        node.output[:] = [f"other_{n}" if n.startswith("v") else n for n in node.output]
+    random = np.random.default_rng(0)
+    for tensor in folded.graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor)
+        moved = np.nextafter(array, array * random.choice([0, 2], array.shape), dtype=np.float32)
+        tensor.CopyFrom(
+            onnx.numpy_helper.from_array(np.where(random.random(array.shape) < 0.6, moved, array), tensor.name)
+        )
+    result = proven(ir.from_proto(network.model(False)), ir.from_proto(folded))
+    assert result.proven, result.sentence
+    assert not result.rounded_once
+    assert "no more than rounding" in result.sentence
+
+
+def test_names_that_mean_other_values_do_no_harm():
+    reference, candidate = by_hand(8)
+    proto = ir.to_proto(candidate)
+    names = [name for node in proto.graph.node for name in node.output if name != "y"]
+    turned = dict(zip(names, names[1:] + names[:1], strict=True))
+    for node in proto.graph.node:
+        node.input[:] = [turned.get(name, name) for name in node.input]
+        node.output[:] = [turned.get(name, name) for name in node.output]
+    result = proven(reference, ir.from_proto(proto))
+    assert not result.wrong, result.sentence
+
+
+def test_operators_that_were_fused_are_proven_together():
+    text = "agraph (float[N,3] x) => (float[N,4] y) { h = MatMul(x, w)  n = BatchNormalization(h, scale, bias, mean, var)  y = Relu(n) }"
+    arrays = {name: array.astype(np.float32) for name, array in (constants(w=(3, 4)) | norm(4)).items()}
+    scale = arrays["scale"].astype(float) / np.sqrt(arrays["var"].astype(float) + np.float32(1e-5))
+    weight = (arrays["w"] * scale).astype(np.float32)
+    bias = (arrays["bias"] - scale * arrays["mean"]).astype(np.float32)
+    fused = "agraph (float[N,3] x) => (float[N,4] y) { g = Gemm(x, w, b)  y = Relu(g) }"
+    result = proven(model_of(text, arrays), model_of(fused, {"w": weight, "b": bias}))
+    assert result.proven, result.sentence
+    assert any("no inner value in common" in note for note in result.notes)
+    wrong = proven(model_of(text, arrays), model_of(fused, {"w": weight, "b": bias * np.float32(1.01)}))
+    assert [proof.verdict for proof in wrong.wrong] == ["function"]
+
+
+def test_a_wrong_fold_of_the_engine_itself_is_found(monkeypatch):
+    """A Relu that lets negative scales pass: the candidate agrees with the engine, and both are wrong."""
+    monkeypatch.setitem(RULES, "Relu", RULES["Identity"])
+    text = "agraph (double[N,3] x) => (double[N,4] y) { h = MatMul(x, w)  r = Relu(h)  y = BatchNormalization(r, scale, bias, mean, var) }"
+    arrays = constants(w=(3, 4)) | norm(4)
+    reference = model_of(text, arrays)
+    result = proven(reference, engine_fold(reference))
+    assert [(proof.node, proof.verdict) for proof in result.wrong] == [("y", "algebra")]
+    assert "off by" in result.sentence
+
+
+def test_branches_that_became_one_are_proven():
+    text = """agraph (float[N,4,6,7] x) => (float[N,4,6,7] y) {
+        a = Conv<pads = [1, 1, 1, 1]>(x, w3)  c = BatchNormalization(a, scale, bias, mean, var)
+        d = Conv(x, w1)  e = BatchNormalization(d, scale_2, bias_2, mean_2, var_2)
+        f = BatchNormalization(x, scale_3_, bias_3_, mean_3_, var_3_)
+        s = Add(c, e)  y = Add(s, f) }"""
+    arrays = constants(w3=(4, 4, 3, 3), w1=(4, 4, 1, 1)) | norm(4) | norm(4, "_2") | norm(4, "_3_")
+    reference = model_of(text, {name: array.astype(np.float16).astype(np.float32) for name, array in arrays.items()})
+    candidate = engine_fold(reference)
+    assert len(list(candidate.graph)) == 1
+    result = proven(reference, candidate)
+    assert result.proven, result.sentence
+    assert [proof.kind for proof in result.proofs].count("merge") == 1
+    value = candidate.graph.initializers[next(iter(candidate.graph)).inputs[1].name]
+    shifted = np.roll(value.const_value.numpy(), 1, axis=-1)
+    value.const_value = ir.tensor(shifted, name=value.name)
+    assert {proof.kind for proof in proven(reference, candidate).wrong} == {"merge", "batch_norm"}
+
+
+def test_a_candidate_that_folded_less_is_followed():
+    reference, _ = by_hand(6)
+    partly = engine_fold(reference, selected=lambda node: node.outputs[0].name != "v0")
+    result = proven(reference, partly)
+    assert result.proven, result.sentence
+    assert "v0" not in {proof.node for proof in result.proofs}
+
+
+def test_regions_keep_their_integers_and_draw_the_rest():
+    text = """agraph (double[N,4] x, int64[N] i) => (double[N,3] y) {
+        t = Gather(table, i)  a = Add(x, t)  h = MatMul(a, w)  n = BatchNormalization(h, scale, bias, mean, var)
+        shape = Shape(x)  one = Gather(shape, zero)  m = Unsqueeze(one, zero_)  k = Concat<axis = 0>(m, minus)
+        y = Reshape(n, k) }"""
+    arrays = constants(table=(5, 4), w=(4, 3)) | norm(3)
+    arrays |= {"zero": np.array(0), "zero_": np.array([0]), "minus": np.array([-1])}
+    reference = model_of(text, arrays)
+    result = proven(reference, engine_fold(reference))
+    assert result.proven, result.sentence
+
+
+def test_what_float64_does_not_run_is_said():
+    text = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>\nagraph (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1.1, 2, 3, 4}, float[2] s = {2, 3}> '
+    one = "{ h = MatMul(x, w)  m = Mul(h, s)  y = com.microsoft.FastGelu(m) }"
+    other = "{ h = MatMul(x, w)  m = Mul(s, h)  y = com.microsoft.FastGelu(m) }"
+    pair = (ir.from_proto(onnx.parser.parse_model(text + body)) for body in (one, other))
+    result = verify(*pair, VerifyOptions(per_fold=True))
+    assert result.ok
+    assert result.folds is None
+    assert any("folds could not be proven by themselves" in note and "FastGelu" in note for note in result.notes)
+
+
+def test_images_are_made_small_and_both_sizes_agree():
+    text = """agraph (float[1,2,64,65] x) => (float[1,3,H,W] y) {
+        a = Conv<strides = [2, 2], auto_pad = "SAME_UPPER">(x, w)  b = BatchNormalization(a, scale, bias, mean, var)
+        y = MaxPool<kernel_shape = [3, 3], strides = [2, 2], ceil_mode = 1>(b) }"""
+    arrays = {name: array.astype(np.float32) for name, array in (constants(w=(3, 2, 3, 3)) | norm(3)).items()}
+    reference = model_of(text, arrays)
+    assert proven(reference, engine_fold(reference)).proven
+
+
+def test_progress_is_told():
+    calls = []
+    reference, candidate = by_hand(4)
+    feeds = drawn_feeds(input_specs(reference), samples=1, seed=0)
+    prove_folds(Oracle(reference), Oracle(candidate), feeds, progress=lambda *call: calls.append(call))
+    assert {stage for stage, done, total in calls if done == total} == {"algebra of the folds", "the candidate's folds"}
