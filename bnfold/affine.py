@@ -90,6 +90,14 @@ class ChannelAffine:
         axis = outer.axis if self.axis is None else self.axis
         return ChannelAffine.along(axis, outer.scale * self.scale, outer.scale * self.shift + outer.shift)
 
+    def equals(self, other: ChannelAffine) -> bool:
+        """Whether both are the same numbers on the same axis."""
+        return (
+            self.axis == other.axis
+            and np.array_equal(self.scale, other.scale)
+            and np.array_equal(self.shift, other.shift)
+        )
+
     def fits(self, axis: int, size: int) -> bool:
         """Whether the affine can be read as one along ``axis`` with ``size`` channels."""
         return self.axis is None or (self.axis == axis and self.size == size)
@@ -106,11 +114,11 @@ class ChannelAffine:
 
     def scale_only(self) -> ChannelAffine:
         """``y = scale ⊙ x``."""
-        return ChannelAffine(self.axis, self.scale, np.zeros_like(self.shift))
+        return ChannelAffine.along(self.axis, self.scale, 0.0)
 
     def shift_only(self) -> ChannelAffine:
         """``y = x + shift``."""
-        return ChannelAffine(self.axis, np.ones_like(self.scale), self.shift)
+        return ChannelAffine.along(self.axis, 1.0, self.shift)
 
     def take(self, channels: Sequence[int] | NDArray[np.int64] | slice) -> ChannelAffine:
         """The affine of some of the channels, in the order given; a uniform one serves any."""
@@ -128,7 +136,7 @@ class ChannelAffine:
         """The affine of an array, in float64."""
         wide: Float64Array = x.astype(np.float64)
         if self.axis is None:
-            return wide * self.scale + self.shift
+            return np.asarray(wide * self.scale[0] + self.shift[0])
         column = (-1, *([1] * (x.ndim - self.axis - 1)))
         return wide * self.scale.reshape(column) + self.shift.reshape(column)
 
@@ -136,4 +144,5 @@ class ChannelAffine:
 def joined(axis: int, parts: Sequence[tuple[ChannelAffine, int]]) -> ChannelAffine:
     """The affine of tensors concatenated along ``axis``; each part comes with its length on that axis."""
     spread = [affine.spread(axis, size) for affine, size in parts]
-    return ChannelAffine(axis, np.concatenate([a.scale for a in spread]), np.concatenate([a.shift for a in spread]))
+    scale, shift = np.concatenate([a.scale for a in spread]), np.concatenate([a.shift for a in spread])
+    return ChannelAffine.along(axis, scale, shift)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -35,6 +36,11 @@ def norm(channels: int, suffix: str = "", seed: int = 7) -> dict[str, Array]:
     """The four parameters of a batch norm, named scale, bias, mean and var with a suffix."""
     names = {f"{name}{suffix}": (channels,) for name in ("scale", "bias", "mean", "var")}
     return constants(seed + len(suffix), **names)
+
+
+def used(text: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Those of the arrays that the text of a graph names as an input of some op."""
+    return {name: array for name, array in arrays.items() if re.search(rf"[(,] *{name} *[,)]", text)}
 
 
 def model_of(
@@ -84,7 +90,9 @@ def feeds_of(model: ir.Model, seed: int = 1, batch: int = 2) -> dict[str, Array]
         shape = [dim if isinstance(dim, int) else batch for dim in value.shape]
         array = random.normal(size=shape)
         assert value.dtype is not None
-        feeds[str(value.name)] = array > 0 if value.dtype is ir.DataType.BOOL else array.astype(value.dtype.numpy())
+        # Integers are indices: 0 and 1 are in range of most things.
+        array = array > 0 if value.dtype in (ir.DataType.BOOL, ir.DataType.INT64) else array
+        feeds[str(value.name)] = array.astype(value.dtype.numpy())
     return feeds
 
 

@@ -12,11 +12,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bnfold.affine import ChannelAffine
+from bnfold.affine import ChannelAffine, Float64Array
 from bnfold.fold.linear import LINEAR_OPS, Linear
 from bnfold.fold.quantized import Quantization, read_quantization
 from bnfold.fold.report import Reason, Refusal
 from bnfold.graph import ModelGraph, attributes_of, input_of, label
+
+#: A constant of more elements than this is not copied for the sake of an op less.
+_MOST_COPIED = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,10 +29,12 @@ class Pending:
     Attributes:
         linears: linear ops with all that they have absorbed.
         affines: Add, Mul and BatchNormalization nodes with the affine that they now stand for.
+        constants: constant inputs of other ops, rounded already, with what they are exactly.
     """
 
     linears: dict[ir.Node, Linear] = field(default_factory=dict)
     affines: dict[ir.Node, ChannelAffine] = field(default_factory=dict)
+    constants: dict[ir.Value, Float64Array] = field(default_factory=dict)
 
 
 def absorb_after(node: ir.Node, affine: ChannelAffine, graph: ModelGraph, pending: Pending) -> Linear | Refusal:
@@ -81,6 +86,25 @@ def absorb_before(
         left = ChannelAffine.along(output_axis, 1.0, result.bias)
         result = replace(result, bias=None)
     return result.problem() or (result, left)
+
+
+def absorb_constant(value: ir.Value, exact: Float64Array, graph: ModelGraph) -> Refusal | None:
+    """Why a constant cannot be stored with an affine in it, if it cannot.
+
+    It may underflow: what would have been computed from it is of the same dtype, and resolves no finer.
+    """
+    if graph.constants.quantized(value):
+        return Refusal(Reason.WEIGHT_QUANTIZED, f"the constant {value.name} is quantized")
+    stored = graph.constants.floats(value)
+    if stored is None:
+        return Refusal(Reason.PARAMETERS_INVALID, f"the constant {value.name} is not of a floating-point type")
+    if stored.size > _MOST_COPIED and len(value.uses()) > 1:
+        return Refusal(Reason.COST, f"the constant {value.name} has other users, and would be stored twice")
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        rounded = exact.astype(stored.dtype).astype(np.float64)
+    if not np.all(np.isfinite(rounded)):
+        return Refusal(Reason.OVERFLOW, f"the constant {value.name} would overflow {stored.dtype.name}")
+    return None
 
 
 def has_runtime_bias(node: ir.Node, graph: ModelGraph) -> bool:

@@ -43,14 +43,34 @@ def single_op(affine: ChannelAffine, like: ir.Value, graph: ModelGraph) -> NewOp
 
 
 def expressible(node: ir.Node, affine: ChannelAffine, graph: ModelGraph) -> bool:
-    """Whether an Add, Mul or batch norm can hold ``affine`` in place of its own, in its own dtype."""
-    holds = {
-        "Add": not affine.has_scale,
-        "Mul": not affine.has_shift,
-        "BatchNormalization": affine.axis in (1, None),
-    }
-    dtype = graph.shapes.dtype(node.outputs[0])
-    return holds.get(node.op_type, False) and dtype is not None and storable(affine, dtype)
+    """Whether a binary op or batch norm can hold ``affine`` in place of its own, in its own dtype."""
+    dtype, rank = graph.shapes.dtype(node.outputs[0]), graph.shapes.rank(node.outputs[0])
+    if dtype is None or (rank is None and affine.axis is not None) or not storable(affine, dtype):
+        return False
+    if is_batch_norm(node):
+        stored = _batch_norm_parameters(affine, _epsilon(node))["scale"]
+        return affine.axis in (1, None) and storable(ChannelAffine.along(affine.axis, stored, 0.0), dtype)
+    held = _constant_of(node, affine, graph)
+    if held is None or node.op_type != "Div":
+        return held is not None
+    return storable(ChannelAffine.along(affine.axis, held[1], 0.0), dtype)
+
+
+def _constant_of(node: ir.Node, affine: ChannelAffine, graph: ModelGraph) -> tuple[int, Float64Array] | None:
+    """The index and the vector of the constant with which a binary op computes ``affine``, if it can."""
+    first = graph.constants.array(input_of(node, 0)) is not None
+    match node.op_type:
+        case "Add" if not affine.has_scale:
+            return (0 if first else 1), affine.shift
+        case "Sub" if not first and not affine.has_scale:
+            return 1, -affine.shift
+        case "Sub" if first and np.all(affine.scale == -1.0):
+            return 0, affine.shift
+        case "Mul" if not affine.has_shift:
+            return (0 if first else 1), affine.scale
+        case "Div" if not first and not affine.has_shift and np.all(affine.scale != 0.0):
+            return 1, 1.0 / affine.scale
+    return None
 
 
 def storable(affine: ChannelAffine, dtype: ir.DataType) -> bool:
@@ -67,18 +87,17 @@ def storable(affine: ChannelAffine, dtype: ir.DataType) -> bool:
 
 
 def rewrite(node: ir.Node, affine: ChannelAffine, graph: ModelGraph) -> None:
-    """Give an Add, Mul or batch norm the constants that make it compute ``affine``, which it is known to hold."""
+    """Give a binary op or batch norm the constants that make it compute ``affine``, which it is known to hold."""
     if is_batch_norm(node):
         channels = graph.constants.array(input_of(node, 1))
         assert channels is not None
-        parameters = _batch_norm_parameters(
-            affine.spread(1, channels.size), node.attributes.get_float("epsilon", _EPSILON)
-        )
+        parameters = _batch_norm_parameters(affine.spread(1, channels.size), _epsilon(node))
         for index, array in enumerate(parameters.values(), start=1):
             _store(node, index, array, graph)
         return
-    index = 0 if graph.constants.array(input_of(node, 0)) is not None else 1
-    vector = affine.scale if node.op_type == "Mul" else affine.shift
+    held = _constant_of(node, affine, graph)
+    assert held is not None
+    index, vector = held
     _store(node, index, _broadcastable(vector, affine.axis, graph.shapes.rank(node.outputs[0])), graph)
 
 
@@ -88,6 +107,10 @@ def _store(node: ir.Node, index: int, array: NDArray[Any], graph: ModelGraph) ->
     before = graph.constants.array(old)
     assert before is not None
     graph.set_constant(node, index, array.astype(before.dtype), old.name or label(node))
+
+
+def _epsilon(node: ir.Node) -> float:
+    return node.attributes.get_float("epsilon", _EPSILON)
 
 
 def _batch_norm_parameters(affine: ChannelAffine, epsilon: float) -> dict[str, Float64Array]:

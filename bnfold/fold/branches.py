@@ -180,7 +180,7 @@ def stage_before(value: ir.Value, graph: ModelGraph, pending: Pending, selected:
     if source is None:
         return None
     if node.op_type in ("Identity", "Dropout"):
-        crossing = RULES[node.op_type].backward(view_of(node, graph), ChannelAffine.identity())
+        crossing = RULES[node.op_type].backward(view_of(node, graph, pending), 0, ChannelAffine.identity())
         return None if isinstance(crossing, Refusal) else Stage(node, source, affine=ChannelAffine.identity())
     if node.op_type in LINEAR_OPS:
         frame = _frame_of(node, graph)

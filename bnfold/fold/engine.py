@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from bnfold.affine import ChannelAffine
+from bnfold.affine import ChannelAffine, Float64Array
 from bnfold.fold.absorb import Pending
 from bnfold.fold.affine_ops import single_op
 from bnfold.fold.constant_folding import fold_constants
@@ -38,7 +38,10 @@ from bnfold.fold.report import (
 )
 from bnfold.fold.sites import Selection, Site, is_batch_norm, read_affine, site_at
 from bnfold.fold.write import write
-from bnfold.graph import ModelGraph, label
+from bnfold.graph import ModelGraph, input_of, label
+
+#: How many nodes of a chain are tried as a part of it: all, but in chains that nobody writes.
+_LONGEST_PART = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,8 +232,27 @@ def _fold_site(run: _Run, site: Site) -> bool:
     if isinstance(forward, Plan) and _apply(run, forward):
         return True
     run.cut_short |= backward is TOO_FAR or forward is TOO_FAR
-    if not any(node in run.heirs for node in site.nodes):
-        run.note(_Fate.of(site, Kept(_refusal(backward), _refusal(forward))))
+    if _fold_part(run, site):
+        return True
+    own = tuple(node for node in site.nodes if node not in run.heirs)
+    if own:
+        run.note(replace(_Fate.of(site, Kept(_refusal(backward), _refusal(forward))), nodes=own))
+    return False
+
+
+def _fold_part(run: _Run, site: Site) -> bool:
+    """Fold a part of a chain that cannot go as a whole: as much of its beginning or end as can go.
+
+    The beginning goes backward, the end forward; the rest is a site of its own in the next sweep.
+    """
+    for count in range(min(len(site.nodes) - 1, _LONGEST_PART), 0, -1):
+        for first, search in ((0, run.planner.backward), (len(site.nodes) - count, run.planner.forward)):
+            part = site_at(site.nodes[first], run.graph, run.pending.affines, run.selected, count)
+            if isinstance(part, Site) and not part.affine.is_identity:
+                plan = search(part)
+                run.cut_short |= plan is TOO_FAR
+                if isinstance(plan, Plan) and _apply(run, plan):
+                    return True
     return False
 
 
@@ -270,12 +292,17 @@ def _apply(run: _Run, plan: Plan) -> bool:
     outcome = Folded(
         plan.direction,
         path=tuple(label(node) for node in plan.path),
-        into=tuple(label(node) for node in (*plan.linears, *plan.affines)),
+        into=(
+            *(label(node) for node in (*plan.linears, *plan.affines)),
+            *(str(input_of(node, index).name) for node, index in plan.constants),
+        ),
         remainder="Add" if remainder or added else None,
     )
     run.note(_Fate.of(site, outcome, tuple(plan.linears)))
     run.pending.linears.update(plan.linears)
     run.pending.affines.update(plan.affines)
+    for (node, index), exact in plan.constants.items():
+        _set_constant(run, node, index, exact)
     if remainder is None:
         graph.bypass(site.nodes, site.source, site.output, rename=plan.direction is Direction.BACKWARD)
     else:
@@ -284,6 +311,15 @@ def _apply(run: _Run, plan: Plan) -> bool:
         assert op is not None
         _inherit(run, graph.append(node.outputs[0], op), site, plan.added[node])
     return True
+
+
+def _set_constant(run: _Run, node: ir.Node, index: int, exact: Float64Array) -> None:
+    """Round a constant of an op crossed; a later plan starts from the exact one, and rounds anew."""
+    old = input_of(node, index)
+    stored = run.graph.constants.array(old)
+    assert stored is not None
+    new = run.graph.set_constant(node, index, exact.astype(stored.dtype), old.name or label(node))
+    run.pending.constants[new] = exact
 
 
 def _inherit(run: _Run, node: ir.Node, site: Site, affine: ChannelAffine) -> None:

@@ -7,19 +7,25 @@ that stands in the way, because a fold that leaves one branch behind would chang
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from bnfold.affine import ChannelAffine
-from bnfold.fold.absorb import Pending, absorb_after, absorb_before
+from bnfold.affine import ChannelAffine, Float64Array
+from bnfold.fold.absorb import Pending, absorb_after, absorb_before, absorb_constant
 from bnfold.fold.affine_ops import expressible
 from bnfold.fold.commute import RULES, OpView
 from bnfold.fold.linear import LINEAR_OPS, Linear
 from bnfold.fold.report import Direction, Reason, Refusal
 from bnfold.fold.sites import Selection, Site, read_affine
 from bnfold.graph import ModelGraph, attributes_of, in_default_domain, input_of, label, readers, sole_reader
+
+#: One input of one node, by index.
+Use = tuple[ir.Node, int]
+
+#: How often a search backward begins anew, with another choice of which input of a sum takes the shift.
+_ATTEMPTS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +37,7 @@ class Plan:
         direction: to the producers or the consumers.
         linears: each absorbing linear op, with the affine in it.
         affines: each Add, Mul or batch norm that absorbs the affine, with its new affine.
+        constants: each constant input of an op crossed that absorbs the affine, with its new value.
         added: linear ops without a bias, with the shift that an Add must put behind them.
         path: the ops crossed.
         remainder: what stays in the place of the site; the identity where nothing does.
@@ -40,6 +47,7 @@ class Plan:
     direction: Direction
     linears: Mapping[ir.Node, Linear]
     affines: Mapping[ir.Node, ChannelAffine]
+    constants: Mapping[Use, Float64Array]
     added: Mapping[ir.Node, ChannelAffine]
     path: tuple[ir.Node, ...]
     remainder: ChannelAffine
@@ -47,12 +55,17 @@ class Plan:
 
 @dataclass
 class _Search:
-    """One search: what it has found, and the values and affines that it has still to look at."""
+    """One search: what it has found, and the values and affines that it has still to look at.
+
+    The choices are the inputs that are still to be tried of each op that leaves a choice, the present one first.
+    """
 
     site: Site
     work: list[tuple[ir.Value, ChannelAffine]]
+    choices: dict[ir.Node, Sequence[int]] = field(default_factory=dict)
     linears: dict[ir.Node, Linear] = field(default_factory=dict)
     affines: dict[ir.Node, ChannelAffine] = field(default_factory=dict)
+    constants: dict[Use, Float64Array] = field(default_factory=dict)
     added: dict[ir.Node, ChannelAffine] = field(default_factory=dict)
     path: dict[ir.Node, None] = field(default_factory=dict)  # in order, and quick to look up
 
@@ -61,7 +74,16 @@ class _Search:
         return node in self.linears or node in self.affines or node in self.path
 
     def plan(self, direction: Direction, remainder: ChannelAffine) -> Plan:
-        return Plan(self.site, direction, self.linears, self.affines, self.added, tuple(self.path), remainder)
+        return Plan(
+            self.site,
+            direction,
+            linears=self.linears,
+            affines=self.affines,
+            constants=self.constants,
+            added=self.added,
+            path=tuple(self.path),
+            remainder=remainder,
+        )
 
 
 #: The answer of a search that went as far as it may without an end.
@@ -118,7 +140,25 @@ class Planner:
         return search.plan(Direction.FORWARD, ChannelAffine.identity())
 
     def _backward(self, site: Site, affine: ChannelAffine, remainder: ChannelAffine) -> Plan | Refusal:
-        search = _Search(site, [(site.source, affine)])
+        """Search again with another choice, the last one first, as long as there is one and it fails."""
+        choices: dict[ir.Node, Sequence[int]] = {}
+        refusals: list[Refusal] = []
+        while len(refusals) < _ATTEMPTS:
+            search = _Search(site, [(site.source, affine)], choices)
+            refusal = self._search_backward(search)
+            if refusal is None:
+                return search.plan(Direction.BACKWARD, remainder)
+            refusals.append(refusal)
+            while choices:
+                node, left = choices.popitem()
+                if len(left) > 1:
+                    choices[node] = left[1:]
+                    break
+            if not choices:
+                break
+        return TOO_FAR if TOO_FAR in refusals else refusals[0]
+
+    def _search_backward(self, search: _Search) -> Refusal | None:
         while search.work:
             if len(search.path) > self.reach:
                 return TOO_FAR
@@ -128,37 +168,88 @@ class Planner:
             refusal = self._leave(search, value, moving)
             if refusal:
                 return refusal
-        return search.plan(Direction.BACKWARD, remainder)
+        return None
 
     def _leave(self, search: _Search, value: ir.Value, moving: ChannelAffine) -> Refusal | None:
         """Let the producer of a value absorb the affine or pass it on."""
         producer = value.producer()
+        if self.graph.constants.array(value) is not None:
+            return Refusal(Reason.UNSUPPORTED_OP, f"its input {value.name} is a constant")
         if producer is None:
-            return self._no_producer(value)
+            if self.graph.constants.overridable(value):
+                return Refusal(Reason.OVERRIDABLE_INPUT, f"{value.name} is an input that the caller may feed")
+            return Refusal(Reason.GRAPH_INPUT, f"nothing in the graph produces its input {value.name}")
         refusal = _only_ours(value, producer, search.site)
         if refusal:
             return refusal
         if search.met(producer):
             return Refusal(Reason.OTHER_CONSUMER, f"{label(producer)} is reached along two paths")
-        if in_default_domain(producer) and producer.op_type in LINEAR_OPS:
+        reading = read_affine(producer, self.graph, self.pending.affines)
+        if isinstance(reading, Site):
+            return self._leave_affine(search, reading, moving)
+        if self._is_linear(producer):
             absorbed = absorb_after(producer, moving, self.graph, self.pending)
             if isinstance(absorbed, Refusal):
                 return absorbed
             search.linears[producer] = absorbed
             return None
         if in_default_domain(producer) and producer.op_type in RULES:
-            crossing = RULES[producer.op_type].backward(view_of(producer, self.graph), moving)
-            if isinstance(crossing, Refusal):
-                return crossing
-            search.path[producer] = None
-            search.work += [(input_of(producer, index), affine) for index, affine in crossing.items()]
-            return None
+            return self._leave_across(search, producer, value.index() or 0, moving)
         return Refusal(Reason.PRODUCER_NOT_LINEAR, f"its input comes from {producer.op_type} ({label(producer)})")
 
-    def _no_producer(self, value: ir.Value) -> Refusal:
-        if self.graph.constants.array(value) is not None:
-            return Refusal(Reason.UNSUPPORTED_OP, f"it would have to change the constant {value.name}")
-        return Refusal(Reason.GRAPH_INPUT, f"nothing in the graph produces its input {value.name}")
+    def _leave_affine(self, search: _Search, producer: Site, moving: ChannelAffine) -> Refusal | None:
+        """Let an affine op absorb what follows it, or the shift alone: ``s·(p·x + q) + t = p·(s·x) + (s·q + t)``."""
+        (node,) = producer.nodes
+        if not self.selected(node):
+            return Refusal(Reason.NOT_SELECTED, f"{label(node)} is left out by the choice of nodes")
+        combined = producer.affine.then(moving)
+        if combined is not None and expressible(node, combined, self.graph):
+            search.affines[node] = combined
+            return None
+        shifted = producer.affine.shift_only().then(moving)
+        rest = None if shifted is None else producer.affine.scale_only().then(shifted.shift_only())
+        if rest is None:
+            return Refusal(Reason.AXIS_MISMATCH, f"it scales another axis than {label(node)} shifts")
+        if rest.equals(producer.affine):
+            search.path[node] = None
+        elif expressible(node, rest, self.graph):
+            search.affines[node] = rest
+        else:
+            return Refusal(Reason.NONZERO_SHIFT, f"{label(node)} ({node.op_type}) does not take the shift")
+        search.work.append((producer.source, moving.scale_only()))
+        return None
+
+    def _leave_across(self, search: _Search, producer: ir.Node, index: int, moving: ChannelAffine) -> Refusal | None:
+        """Let an op with a rule pass the affine on to its inputs; those that are constants absorb it."""
+        rule, view = RULES[producer.op_type], view_of(producer, self.graph, self.pending)
+        choice = search.choices.setdefault(producer, rule.carriers(view, moving))
+        if choice:
+            view = replace(view, carrier=choice[0])
+        crossing = rule.backward(view, index, moving)
+        if isinstance(crossing, Refusal):
+            return crossing
+        search.path[producer] = None
+        for operand, affine in crossing.items():
+            value = input_of(producer, operand)
+            if operand not in view.constants:
+                search.work.append((value, affine))
+            elif not affine.is_identity:
+                exact = rule.constant(view, operand, affine)
+                refusal = exact if isinstance(exact, Refusal) else absorb_constant(value, exact, self.graph)
+                if isinstance(refusal, Refusal):
+                    return refusal
+                search.constants[producer, operand] = exact
+        return None
+
+    def _is_linear(self, node: ir.Node) -> bool:
+        """Whether a node is linear with a weight of its own; a MatMul of two activations has none."""
+        if not in_default_domain(node) or node.op_type not in LINEAR_OPS:
+            return False
+        if node.op_type != "MatMul" or len(node.inputs) < 2:
+            return True
+        weight = input_of(node, 1)
+        constants = self.graph.constants
+        return constants.array(weight) is not None or constants.overridable(weight) or constants.quantized(weight)
 
     def _enter(
         self, search: _Search, consumer: ir.Node, index: int, value: ir.Value, moving: ChannelAffine
@@ -168,7 +259,7 @@ class Planner:
             return Refusal(Reason.OTHER_SCOPE, f"{label(consumer)} belongs to another scope of the model")
         if search.met(consumer):
             return Refusal(Reason.OTHER_CONSUMER, f"{label(consumer)} is reached along two paths")
-        if in_default_domain(consumer) and consumer.op_type in LINEAR_OPS:
+        if self._is_linear(consumer):
             if index != 0:
                 return Refusal(Reason.WEIGHT_NOT_CONSTANT, f"{label(consumer)} takes it as its weight or bias")
             return self._enter_linear(search, consumer, moving)
@@ -177,7 +268,7 @@ class Planner:
             search.affines[consumer] = combined
             return None
         if in_default_domain(consumer) and consumer.op_type in RULES:
-            crossing = RULES[consumer.op_type].forward(view_of(consumer, self.graph), index, moving)
+            crossing = RULES[consumer.op_type].forward(view_of(consumer, self.graph, self.pending), index, moving)
             if isinstance(crossing, Refusal):
                 return crossing
             search.path[consumer] = None
@@ -235,7 +326,7 @@ def _only_ours(value: ir.Value, producer: ir.Node, site: Site) -> Refusal | None
     return None
 
 
-def view_of(node: ir.Node, graph: ModelGraph) -> OpView:
+def view_of(node: ir.Node, graph: ModelGraph, pending: Pending) -> OpView:
     """What the commuting rules may know of a node."""
     inputs = list(node.inputs)
     while inputs and inputs[-1] is None:  # an optional input given as "" is as good as absent
@@ -245,6 +336,7 @@ def view_of(node: ir.Node, graph: ModelGraph) -> OpView:
         for index, value in enumerate(inputs)
         if value is not None and (array := graph.constants.array(value)) is not None
     }
+    constants |= {i: exact for i in constants if (exact := pending.constants.get(input_of(node, i))) is not None}
     return OpView(
         op_type=node.op_type,
         opset=graph.opset,

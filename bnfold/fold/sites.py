@@ -59,7 +59,9 @@ def is_batch_norm(node: ir.Node) -> bool:
     return node.op_type == "BatchNormalization" and in_default_domain(node)
 
 
-def site_at(node: ir.Node, graph: ModelGraph, known: Known, selected: Selection) -> Site | Refusal | None:
+def site_at(
+    node: ir.Node, graph: ModelGraph, known: Known, selected: Selection, most: int | None = None
+) -> Site | Refusal | None:
     """The site that begins with ``node``: its own affine, and those that alone consume it, as far as they go.
 
     Args:
@@ -67,12 +69,13 @@ def site_at(node: ir.Node, graph: ModelGraph, known: Known, selected: Selection)
         graph: the model.
         known: nodes whose affine is no longer what their constants say.
         selected: which nodes may be touched.
+        most: how many nodes the chain may have; None for as many as there are.
     """
     first = _read_selected(node, graph, known, selected)
     if not isinstance(first, Site):
         return first
     nodes, output, affine = [node], first.output, first.affine
-    while (following := sole_reader(output)) is not None:
+    while len(nodes) != most and (following := sole_reader(output)) is not None:
         reading = _read_selected(following, graph, known, selected)
         if not isinstance(reading, Site) or reading.source is not output or following.graph is not node.graph:
             break

@@ -15,34 +15,45 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bnfold.fold.commute.joins import Concatenation, Sum
+from bnfold.fold.commute.contraction import Contraction
+from bnfold.fold.commute.joins import Alike, Concatenation, Product, Sum
 from bnfold.fold.commute.layout import PassThrough, Permute, Relayout
 from bnfold.fold.commute.pointwise import PositivelyHomogeneous
 from bnfold.fold.commute.pooling import Pool, Reduction
 from bnfold.fold.commute.resampling import Padding, Resampling
 from bnfold.fold.commute.rule import OpView, Rule
-from bnfold.fold.commute.selection import Blocks, Gathering, Slicing, Splitting
+from bnfold.fold.commute.selection import Blocks, Expansion, Gathering, Slicing, Splitting, Tiling
 
 __all__ = ["RULES", "OpView", "Rule"]
 
 #: The rule of each op that an affine may cross.
 RULES: Mapping[str, Rule] = {
+    "Abs": PositivelyHomogeneous(),
     "Add": Sum(),
     "AveragePool": Pool(),
     "Concat": Concatenation(),
     "DepthToSpace": Blocks(),
+    "Div": Product(),
     "Dropout": PassThrough(),
+    "Expand": Expansion(),
     "Flatten": Relayout(),
     "Gather": Gathering(),
     "GlobalAveragePool": Pool(),
     "GlobalMaxPool": Pool(),
     "Identity": PassThrough(),
     "LeakyRelu": PositivelyHomogeneous(),
+    "MatMul": Contraction(),  # where neither side is the weight of a linear op
+    "Max": Alike(),
     "MaxPool": Pool(),
-    "Pad": Padding(),
+    "Mean": Alike(),
+    "Min": Alike(),
+    "Mul": Product(),
     "PRelu": PositivelyHomogeneous(),
+    "Pad": Padding(),
     "ReduceMax": Reduction(),
     "ReduceMean": Reduction(),
+    "ReduceMin": Reduction(),
+    "ReduceSum": Reduction(),
     "Relu": PositivelyHomogeneous(),
     "Reshape": Relayout(),
     "Resize": Resampling(),
@@ -52,6 +63,7 @@ RULES: Mapping[str, Rule] = {
     "Squeeze": Relayout(),
     "Sub": Sum(),
     "Sum": Sum(),
+    "Tile": Tiling(),
     "Transpose": Permute(),
     "Unsqueeze": Relayout(),
     "Upsample": Resampling(),

@@ -1,16 +1,23 @@
-"""Ops of several inputs: concatenation and sums."""
+"""Ops of several inputs: concatenation, and elementwise ops that broadcast them against each other."""
 
 from __future__ import annotations
 
-from bnfold.affine import ChannelAffine, joined
-from bnfold.fold.commute.rule import Crossing, OpView, Rule
+from collections.abc import Sequence
+
+import numpy as np
+
+from bnfold.affine import ChannelAffine, Float64Array, joined
+from bnfold.fold.commute.rule import Crossing, OpView, Rule, scales_negatively
 from bnfold.fold.report import Reason, Refusal
+
+#: Elements that a constant may grow to when it is broadcast along the channels.
+_MOST_GROWN = 1 << 16
 
 
 class Concatenation(Rule):
     """Concat: on the affine's axis each input has its slice of it; on another axis each has all of it."""
 
-    def backward(self, op: OpView, affine: ChannelAffine) -> Crossing | Refusal:
+    def backward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
         """A slice of the affine for each input, or the same for each."""
         axis = _concat_axis(op)
         if isinstance(axis, Refusal):
@@ -22,9 +29,9 @@ class Concatenation(Rule):
             return lengths
         parts: dict[int, ChannelAffine] = {}
         start = 0
-        for index, length in enumerate(lengths):
+        for operand, length in enumerate(lengths):
             part = affine.take(slice(start, start + length))
-            parts[index] = ChannelAffine.along(axis, part.scale, part.shift)
+            parts[operand] = ChannelAffine.along(axis, part.scale, part.shift)
             start += length
         return parts
 
@@ -61,14 +68,122 @@ def _lengths(op: OpView, axis: int) -> list[int] | Refusal:
     return known
 
 
-class Sum(Rule):
-    """Add, Sub, Sum without broadcasting: the scale goes to each input, the shift to the first."""
+class Elementwise(Rule):
+    """An elementwise op that broadcasts its inputs; the base of those that follow.
 
-    def backward(self, op: OpView, affine: ChannelAffine) -> Crossing | Refusal:
-        """``s·(a ± b) + t = (s·a + t) ± s·b``."""
-        shapes = {*op.input_shapes, op.output_shapes[0]}
-        shape = shapes.pop()
-        if shapes or shape is None or any(dim is None for dim in shape):
-            return Refusal(Reason.UNKNOWN_SHAPE, f"the inputs of {op.op_type} are not known to be of one shape")
-        others = dict.fromkeys(range(1, len(op.input_shapes)), affine.scale_only())
-        return {0: affine, **others}
+    A scale along an axis goes to an input that has that axis in full length: then it makes no difference whether
+    the input is broadcast along the others before or after. A constant may be broadcast along it first.
+    """
+
+    def constant(self, op: OpView, index: int, affine: ChannelAffine) -> Float64Array | Refusal:
+        """The constant, broadcast along the affine's axis, which counts from the front of the output."""
+        array, shape = op.constants[index], op.output_shapes[0]
+        if affine.axis is None or shape is None:
+            return affine.apply(array)
+        column = (affine.size, *([1] * (len(shape) - affine.axis - 1)))
+        try:
+            grown = np.broadcast_shapes(array.shape, column)
+        except ValueError:
+            return Refusal(
+                Reason.PARAMETERS_INVALID,
+                f"a constant of shape {array.shape} in {op.op_type} has no axis {affine.axis} of {affine.size}",
+            )
+        if grown != array.shape and np.prod(grown) > _MOST_GROWN:
+            return Refusal(Reason.COST, f"a constant of {op.op_type} would grow from {array.shape} to {grown}")
+        wide: Float64Array = array.astype(np.float64)
+        return wide * affine.scale.reshape(column) + affine.shift.reshape(column)
+
+    def _fitted(self, op: OpView, index: int, affine: ChannelAffine) -> ChannelAffine | Refusal:
+        """An affine of the output, on an input; for a constant it goes on counting axes as the output does."""
+        if affine.axis is None:
+            return affine
+        before, after = op.input_shapes[index], op.output_shapes[0]
+        if before is None or after is None:
+            return Refusal(Reason.UNKNOWN_SHAPE, f"the shapes around the {op.op_type} are not known")
+        if index in op.constants:
+            return affine
+        axis = affine.axis - (len(after) - len(before))
+        if axis < 0 or before[axis] == 1:
+            return Refusal(
+                Reason.BROADCAST_CHANGES_SHAPE, f"the {op.op_type} broadcasts an input along the axis {affine.axis}"
+            )
+        if before[axis] != affine.size:
+            return Refusal(Reason.UNKNOWN_SHAPE, f"the channels of an input of the {op.op_type} are not counted")
+        return affine.moved_to(axis)
+
+    def _fitting(self, op: OpView, candidates: range, affine: ChannelAffine) -> list[int]:
+        """The inputs that fit, constants first: what they take is settled at once."""
+        fitting = [i for i in candidates if not isinstance(self._fitted(op, i, affine), Refusal)]
+        return sorted(fitting, key=lambda i: (i not in op.constants, i))
+
+    def _carrier(self, op: OpView, affine: ChannelAffine) -> int:
+        return op.carrier if op.carrier is not None else next(iter(self.carriers(op, affine)), 0)
+
+
+class Sum(Elementwise):
+    """Add, Sub, Sum: the scale goes to each input, the shift to one."""
+
+    def carriers(self, op: OpView, affine: ChannelAffine) -> Sequence[int]:
+        """Those that could take the shift."""
+        return self._fitting(op, range(len(op.input_shapes)), affine) if affine.has_shift else ()
+
+    def backward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
+        """``s·(a ± b) + t = (s·a + t) ± s·b = s·a ± (s·b ± t)``."""
+        carrier = self._carrier(op, affine)
+        parts: dict[int, ChannelAffine] = {}
+        for i in range(len(op.input_shapes)):
+            part = affine if i == carrier else affine.scale_only()
+            if i == carrier == 1 and op.op_type == "Sub":
+                part = ChannelAffine(part.axis, part.scale, -part.shift)
+            fitted = self._fitted(op, i, part)
+            if isinstance(fitted, Refusal) and not part.is_identity:
+                return fitted
+            if not isinstance(fitted, Refusal):
+                parts[i] = fitted
+        return parts
+
+
+class Alike(Elementwise):
+    """Mean, Max, Min of several tensors: the whole affine goes to each, for the largest and smallest if ``s ≥ 0``."""
+
+    def backward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
+        """``s·max(a, b) + t = max(s·a + t, s·b + t)``."""
+        refusal = scales_negatively(affine) if op.op_type in ("Max", "Min") else None
+        if refusal:
+            return refusal
+        parts: dict[int, ChannelAffine] = {}
+        for i in range(len(op.input_shapes)):
+            fitted = self._fitted(op, i, affine)
+            if isinstance(fitted, Refusal):
+                return fitted
+            parts[i] = fitted
+        return parts
+
+
+class Product(Elementwise):
+    """Mul and Div of two tensors: a scale goes to one factor, and from either factor to the product."""
+
+    def carriers(self, op: OpView, affine: ChannelAffine) -> Sequence[int]:
+        """The factors that could take the scale; of a quotient, the numerator."""
+        return self._fitting(op, range(1 if op.op_type == "Div" else 2), affine)
+
+    def backward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
+        """``s·(a·b) = (s·a)·b``."""
+        if affine.has_shift:
+            return Refusal(Reason.NONZERO_SHIFT, f"{op.op_type} does not commute with a shift")
+        carrier = self._carrier(op, affine)
+        fitted = self._fitted(op, carrier, affine)
+        return fitted if isinstance(fitted, Refusal) else {carrier: fitted}
+
+    def forward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
+        """``(s·a)·b = s·(a·b)``."""
+        if affine.has_shift:
+            return Refusal(Reason.NONZERO_SHIFT, f"{op.op_type} does not commute with a shift")
+        if op.op_type == "Div" and index != 0:
+            return Refusal(Reason.UNSUPPORTED_OP, "the affine reaches the Div as its divisor")
+        before, after = op.input_shapes[index], op.output_shapes[0]
+        if affine.axis is None:
+            return {0: affine}
+        if before is None or after is None:
+            return Refusal(Reason.UNKNOWN_SHAPE, f"the shapes around the {op.op_type} are not known")
+        return {0: affine.moved_to(affine.axis + len(after) - len(before))}

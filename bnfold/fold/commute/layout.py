@@ -14,8 +14,10 @@ from bnfold.fold.report import Reason, Refusal
 class PassThrough(Rule):
     """``f(x) = x``: Identity, and Dropout as inference runs it."""
 
-    def backward(self, op: OpView, affine: ChannelAffine) -> Crossing | Refusal:
+    def backward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
         """The same affine."""
+        if index != 0:
+            return Refusal(Reason.UNSUPPORTED_OP, f"the affine comes from the mask of the {op.op_type}")
         return _training(op) or {0: affine}
 
     def forward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
@@ -43,7 +45,7 @@ class Relayout(Rule):
     into one axis, a channel's scale repeats over its pixels: forward always, backward if it does.
     """
 
-    def backward(self, op: OpView, affine: ChannelAffine) -> Crossing | Refusal:
+    def backward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
         """The affine on the axis of the input that holds the same channels."""
         return self._moved(op, affine, forward=False)
 
@@ -143,7 +145,7 @@ def _lost_axis(op: OpView, before: Shape, after: Shape) -> Refusal:
 class Permute(Rule):
     """Transpose: the axis goes where the permutation sends it."""
 
-    def backward(self, op: OpView, affine: ChannelAffine) -> Crossing | Refusal:
+    def backward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
         """Output axis ``a`` is input axis ``perm[a]``."""
         if affine.axis is None:
             return {0: affine}

@@ -10,7 +10,7 @@ from bnfold.fold.report import Reason, Refusal
 class PositivelyHomogeneous(Rule):
     """Relu, LeakyRelu, PRelu: ``f(s·x) = s·f(x)`` for ``s ≥ 0``; a shift moves the kink."""
 
-    def backward(self, op: OpView, affine: ChannelAffine) -> Crossing | Refusal:
+    def backward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
         """The same scale."""
         return self._refusal(op, affine) or {0: affine}
 

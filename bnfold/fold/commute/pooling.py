@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from bnfold.affine import ChannelAffine
 from bnfold.fold.commute.rule import Crossing, OpView, Rule, scales_negatively
 from bnfold.fold.report import Reason, Refusal
@@ -14,8 +16,10 @@ class Pool(Rule):
     is linear; where padding counts as zeros in it, the border sees less of the shift.
     """
 
-    def backward(self, op: OpView, affine: ChannelAffine) -> Crossing | Refusal:
+    def backward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
         """The same affine."""
+        if index != 0:
+            return Refusal(Reason.UNSUPPORTED_OP, f"the affine comes from the indices of the {op.op_type}")
         return self._refusal(op, affine) or {0: affine}
 
     def forward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
@@ -62,59 +66,61 @@ def _counts_padding(op: OpView) -> bool:
 
 
 class Reduction(Rule):
-    """ReduceMean and ReduceMax over axes other than that of the affine."""
+    """ReduceMean, ReduceMax, ReduceMin and ReduceSum over axes other than that of the affine.
 
-    def backward(self, op: OpView, affine: ChannelAffine) -> Crossing | Refusal:
-        """The affine on the axis of the input that is left where it was."""
-        kept = self._kept_axes(op, affine)
-        if isinstance(kept, Refusal):
-            return kept
-        if affine.axis is None:
-            return {0: affine}
-        axis = kept[affine.axis]
-        return _reduced(op, affine) if axis is None else {0: affine.moved_to(axis)}
+    The sum of ``n`` elements sees ``n`` times the shift; largest and smallest need ``s ≥ 0``.
+    """
+
+    def backward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
+        """The affine on the axis of the input that is left where it was; of a sum, ``t / n``."""
+        return self._moved(op, affine, forward=False)
 
     def forward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
-        """The affine on the axis of the output to which its axis moves."""
+        """The affine on the axis of the output to which its axis moves; of a sum, ``t · n``."""
         if index != 0:
             return Refusal(Reason.UNSUPPORTED_OP, f"the affine reaches {op.op_type} as its axes")
-        kept = self._kept_axes(op, affine)
-        if isinstance(kept, Refusal):
-            return kept
-        if affine.axis is None:
-            return {0: affine}
-        if affine.axis not in kept:
-            return _reduced(op, affine)
-        return {0: affine.moved_to(kept.index(affine.axis))}
+        return self._moved(op, affine, forward=True)
 
-    def _kept_axes(self, op: OpView, affine: ChannelAffine) -> list[int | None] | Refusal:
-        """For each axis of the output, the axis of the input that it is; None for one that was reduced to 1."""
-        if op.op_type == "ReduceMax":
-            refusal = scales_negatively(affine)
-            if refusal:
-                return refusal
-        shape = op.input_shapes[0]
-        if shape is None:
-            return Refusal(Reason.UNKNOWN_SHAPE, f"the rank of the input of {op.op_type} is not known")
-        axes = self._axes(op)
+    def _moved(self, op: OpView, affine: ChannelAffine, *, forward: bool) -> Crossing | Refusal:
+        refusal = scales_negatively(affine) if op.op_type in ("ReduceMax", "ReduceMin") else None
+        if refusal:
+            return refusal
+        shape, axes = op.input_shapes[0], self._axes(op)
         if isinstance(axes, Refusal):
             return axes
-        if not axes and op.attributes.get("noop_with_empty_axes", 0):
-            return list(range(len(shape)))
-        reduced = {axis % len(shape) for axis in axes} if axes else set(range(len(shape)))
-        if op.attributes.get("keepdims", 1):
-            return [None if axis in reduced else axis for axis in range(len(shape))]
-        return [axis for axis in range(len(shape)) if axis not in reduced]
+        if shape is None:
+            return Refusal(Reason.UNKNOWN_SHAPE, f"the rank of the input of {op.op_type} is not known")
+        reduced = _reduced_axes(op, axes, len(shape))
+        if not reduced <= set(range(len(shape))):
+            return Refusal(Reason.PARAMETERS_INVALID, f"{op.op_type} has an axis out of range")
+        if op.op_type == "ReduceSum" and affine.has_shift:
+            count = math.prod(dim if isinstance(dim, int) else 0 for dim in (shape[axis] for axis in reduced))
+            if not count:
+                return Refusal(Reason.UNKNOWN_SHAPE, "how many elements the ReduceSum adds up is not known")
+            shift = affine.shift * count if forward else affine.shift / count
+            affine = ChannelAffine.along(affine.axis, affine.scale, shift)
+        if affine.axis is None:
+            return {0: affine}
+        kept: list[int | None] = [None if axis in reduced else axis for axis in range(len(shape))]
+        if not op.attributes.get("keepdims", 1):
+            kept = [axis for axis in kept if axis is not None]
+        axis = (kept.index(affine.axis) if affine.axis in kept else None) if forward else kept[affine.axis]
+        if axis is None:
+            return Refusal(Reason.AXIS_MISMATCH, f"{op.op_type} reduces the axis {affine.axis} that it scales")
+        return {0: affine.moved_to(axis)}
 
-    def _axes(self, op: OpView) -> list[int] | Refusal:
+    def _axes(self, op: OpView) -> list[int] | Refusal | None:
+        """The axes given, None where there are none."""
         if "axes" in op.attributes:
-            return [int(axis) for axis in op.attributes["axes"]]
-        if len(op.input_shapes) < 2:
-            return []
+            return [int(axis) for axis in op.attributes["axes"]] or None
+        if 1 not in op.present:
+            return None
         if 1 not in op.constants:
             return Refusal(Reason.UNKNOWN_SHAPE, f"the axes of {op.op_type} are computed at run time")
-        return [int(axis) for axis in op.constants[1].ravel()]
+        return [int(axis) for axis in op.constants[1].ravel()] or None
 
 
-def _reduced(op: OpView, affine: ChannelAffine) -> Refusal:
-    return Refusal(Reason.AXIS_MISMATCH, f"{op.op_type} reduces the axis {affine.axis} that it scales")
+def _reduced_axes(op: OpView, axes: list[int] | None, rank: int) -> set[int]:
+    if axes is None:
+        return set() if op.attributes.get("noop_with_empty_axes", 0) else set(range(rank))
+    return {axis + rank if axis < 0 else axis for axis in axes}

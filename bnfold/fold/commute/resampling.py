@@ -19,7 +19,7 @@ from bnfold.fold.report import Reason, Refusal
 class SameAxis(Rule):
     """An op that leaves the affine's axis alone, or cannot be crossed; the base of those that follow."""
 
-    def backward(self, op: OpView, affine: ChannelAffine) -> Crossing | Refusal:
+    def backward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
         """The same affine."""
         return self._refusal(op, affine) or {0: affine}
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.affine import ChannelAffine
+from bnfold.affine import ChannelAffine, Float64Array
 from bnfold.fold.report import Reason, Refusal
 from bnfold.shapes import Dim
 
@@ -28,6 +28,7 @@ class OpView:
         output_shapes: of each output.
         present: the indices of the inputs that are there.
         constants: the constant inputs by index.
+        carrier: the one of the rule's :meth:`~Rule.carriers` that is to be tried; None for the first.
     """
 
     op_type: str
@@ -37,6 +38,7 @@ class OpView:
     output_shapes: tuple[Shape | None, ...]
     present: frozenset[int]
     constants: Mapping[int, NDArray[Any]]
+    carrier: int | None = None
 
 
 #: An affine for each input or output that must carry one, by index.
@@ -46,13 +48,30 @@ Crossing = Mapping[int, ChannelAffine]
 class Rule:
     """How affines pass through one op, in both directions; this base refuses both."""
 
-    def backward(self, op: OpView, affine: ChannelAffine) -> Crossing | Refusal:
-        """The affines on the inputs that replace ``affine`` on output 0."""
+    def backward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
+        """The affines on the inputs that replace ``affine`` on output ``index``."""
         return Refusal(Reason.UNSUPPORTED_OP, f"no rule moves an affine backward through {op.op_type}")
 
     def forward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
         """The affines on the outputs that replace ``affine`` on input ``index``."""
         return Refusal(Reason.UNSUPPORTED_OP, f"no rule moves an affine forward through {op.op_type}")
+
+    def carriers(self, op: OpView, affine: ChannelAffine) -> Sequence[int]:
+        """The inputs any one of which may take what only one can: the shift of a sum, the scale of a product.
+
+        Which of them can, is seen only farther back: the planner tries them in this order.
+        """
+        return ()
+
+    def constant(self, op: OpView, index: int, affine: ChannelAffine) -> Float64Array | Refusal:
+        """What the constant input ``index`` becomes with the affine in it that :meth:`backward` gave for it."""
+        array = op.constants[index]
+        if affine.axis is not None and (affine.axis >= array.ndim or array.shape[affine.axis] != affine.size):
+            return Refusal(
+                Reason.PARAMETERS_INVALID,
+                f"a constant of shape {array.shape} has no axis {affine.axis} of {affine.size} in {op.op_type}",
+            )
+        return affine.apply(array)
 
 
 def scales_negatively(affine: ChannelAffine) -> Refusal | None:

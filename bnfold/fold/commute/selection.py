@@ -7,8 +7,8 @@ from abc import abstractmethod
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.affine import ChannelAffine
-from bnfold.fold.commute.rule import Crossing, OpView, Rule
+from bnfold.affine import ChannelAffine, joined
+from bnfold.fold.commute.rule import Crossing, OpView, Rule, Shape
 from bnfold.fold.report import Reason, Refusal
 
 #: For each channel of the output, the channel of the input that it is.
@@ -22,7 +22,7 @@ class Selection(Rule):
     channels that come from it, if they agree; one that goes nowhere keeps the identity.
     """
 
-    def backward(self, op: OpView, affine: ChannelAffine) -> Crossing | Refusal:
+    def backward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
         """The affine of each channel's origin."""
         origins = self._origins(op, affine)
         if not isinstance(origins, np.ndarray):
@@ -107,25 +107,124 @@ def _clamped(start: int, end: int, step: int, count: int) -> tuple[int, int | No
     return start, (None if lowest < 0 else lowest), step
 
 
-class Gathering(Selection):
-    """Gather by a constant vector along one axis."""
+class Tiling(Selection):
+    """Tile: on an axis that is repeated, each copy has the channels of the first."""
 
     def _on_axis(self, op: OpView, axis: int, rank: int, count: int) -> Origins | Refusal | None:
-        gathered = int(op.attributes.get("axis", 0)) % rank
+        assert op.output_shapes[0] is not None
+        made = op.output_shapes[0][axis]
+        assert isinstance(made, int)
+        return np.arange(made) % max(count, 1)
+
+
+class Expansion(Rule):
+    """Expand: axes keep their distance from the last; a single element is repeated along an axis, or on a new one."""
+
+    def backward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
+        """The affine on the same axis, if the input has it in full length."""
+        shapes = self._shapes(op)
+        if affine.axis is None or isinstance(shapes, Refusal):
+            return {0: affine} if affine.axis is None else shapes
+        before, after = shapes
+        axis = affine.axis - (len(after) - len(before))
+        if axis < 0 or before[axis] == 1:
+            return Refusal(Reason.AXIS_MISMATCH, "the Expand repeats one element, that is then scaled differently")
+        if before[axis] != affine.size:
+            return Refusal(Reason.UNKNOWN_SHAPE, f"the Expand may repeat elements along axis {affine.axis}")
+        return {0: affine.moved_to(axis)}
+
+    def forward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
+        """The affine on the same axis: channels that differ are more than one, and so are not repeated."""
+        if index != 0:
+            return Refusal(Reason.UNSUPPORTED_OP, "the affine reaches the Expand as its shape")
+        if affine.axis is None:
+            return {0: affine}
+        shapes = self._shapes(op)
+        if isinstance(shapes, Refusal):
+            return shapes
+        before, after = shapes
+        return {0: affine.moved_to(affine.axis + len(after) - len(before))}
+
+    def _shapes(self, op: OpView) -> tuple[Shape, Shape] | Refusal:
+        before, after = op.input_shapes[0], op.output_shapes[0]
+        if before is None or after is None:
+            return Refusal(Reason.UNKNOWN_SHAPE, "the ranks around the Expand are not known")
+        return before, after
+
+
+class Gathering(Selection):
+    """Gather: the axes that it does not index are crossed, whatever the indices; the one that it does, by constants."""
+
+    def backward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
+        """The affine on the axis of the data that it comes from."""
+        places = self._places(op, affine)
+        if affine.axis is None or isinstance(places, Refusal):
+            return {0: affine} if affine.axis is None else places
+        gathered, depth = places
+        if affine.axis < gathered:
+            return {0: affine}
+        if affine.axis >= gathered + depth:
+            return {0: affine.moved_to(affine.axis - depth + 1)}
+        return super().backward(op, index, affine) if depth == 1 else _gathered(op)
+
+    def forward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
+        """The affine on the axis that its own becomes; that of one channel, where a single one is picked."""
+        if index != 0:
+            return Refusal(Reason.UNSUPPORTED_OP, "the affine reaches the Gather as its indices")
+        places = self._places(op, affine)
+        if affine.axis is None or isinstance(places, Refusal):
+            return {0: affine} if affine.axis is None else places
+        gathered, depth = places
+        if affine.axis < gathered:
+            return {0: affine}
+        if affine.axis > gathered:
+            return {0: affine.moved_to(affine.axis + depth - 1)}
+        if depth == 1:
+            return super().forward(op, index, affine)
+        picked = op.constants.get(1)
+        if depth > 1 or picked is None or not -affine.size <= picked < affine.size:
+            return _gathered(op)
+        return {0: ChannelAffine.along(None, affine.scale[int(picked)], affine.shift[int(picked)])}
+
+    def _places(self, op: OpView, affine: ChannelAffine) -> tuple[int, int] | Refusal:
+        """The axis of the data that is indexed, and how many axes the indices have."""
+        data, indices = op.input_shapes[0], op.input_shapes[1]
+        if data is None or indices is None:
+            return Refusal(Reason.UNKNOWN_SHAPE, "the ranks around the Gather are not known")
+        axis = int(op.attributes.get("axis", 0))
+        return axis + len(data) if axis < 0 else axis, len(indices)
+
+    def _on_axis(self, op: OpView, axis: int, rank: int, count: int) -> Origins | Refusal | None:
         if 1 not in op.constants:
             return Refusal(Reason.UNKNOWN_SHAPE, "the indices of the Gather are computed at run time")
         indices = op.constants[1]
-        if indices.ndim != 1:
-            return Refusal(Reason.AXIS_MISMATCH, "the Gather changes the rank")
-        if gathered != axis:
-            return None
         if np.any(indices < -count) or np.any(indices >= count):
             return Refusal(Reason.PARAMETERS_INVALID, "the Gather has an index out of range")
         return indices.astype(np.int64) % count
 
 
+def _gathered(op: OpView) -> Refusal:
+    return Refusal(Reason.AXIS_MISMATCH, f"the {op.op_type} takes the axis that it scales apart")
+
+
 class Splitting(Rule):
-    """Split: forward, each output has its slice; backward, one output's affine says nothing of the others'."""
+    """Split: each output has its slice; backward, the slices of the other outputs keep the identity."""
+
+    def backward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
+        """On the axis that is split, the affine for its slice of the input."""
+        axis = self._axis(op)
+        if isinstance(axis, Refusal):
+            return axis
+        if affine.axis not in (None, axis):
+            return Refusal(Reason.AXIS_MISMATCH, "the other outputs of the Split do not carry the same scale")
+        lengths = self._lengths(op, axis)
+        if isinstance(lengths, Refusal):
+            return lengths
+        if not affine.fits(axis, lengths[index]):
+            return Refusal(Reason.PARAMETERS_INVALID, f"{affine.size} scales for {lengths[index]} parts of the Split")
+        parts = [ChannelAffine.identity()] * len(lengths)
+        parts[index] = affine
+        return {0: joined(axis, list(zip(parts, lengths, strict=True)))}
 
     def forward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
         """A slice for each output, or the same for each on another axis."""
@@ -134,23 +233,39 @@ class Splitting(Rule):
         outputs = range(len(op.output_shapes))
         if affine.axis is None:
             return dict.fromkeys(outputs, affine)
-        shapes = [shape for shape in (op.input_shapes[0], *op.output_shapes) if shape is not None]
-        if len(shapes) != len(op.output_shapes) + 1 or len({len(shape) for shape in shapes}) != 1:
-            return Refusal(Reason.UNKNOWN_SHAPE, "the shapes around the Split are not known")
-        if int(op.attributes.get("axis", 0)) % len(shapes[0]) != affine.axis:
+        axis = self._axis(op)
+        if isinstance(axis, Refusal):
+            return axis
+        if axis != affine.axis:
             return dict.fromkeys(outputs, affine)
-        lengths = [shape[affine.axis] for shape in shapes[1:]]
-        ends = np.cumsum([length for length in lengths if isinstance(length, int)])
-        if len(ends) != len(lengths) or ends[-1] != affine.size:
-            return Refusal(Reason.UNKNOWN_SHAPE, "the lengths of the Split are not known")
+        lengths = self._lengths(op, axis)
+        if isinstance(lengths, Refusal):
+            return lengths
+        ends = np.cumsum(lengths)
+        if ends[-1] != affine.size:
+            return Refusal(Reason.PARAMETERS_INVALID, f"{affine.size} scales for {ends[-1]} parts of the Split")
         parts = [affine.take(np.arange(end - length, end)) for end, length in zip(ends, lengths, strict=True)]
-        return {i: ChannelAffine.along(affine.axis, part.scale, part.shift) for i, part in enumerate(parts)}
+        return {i: ChannelAffine.along(axis, part.scale, part.shift) for i, part in enumerate(parts)}
+
+    def _axis(self, op: OpView) -> int | Refusal:
+        shape, axis = op.input_shapes[0], int(op.attributes.get("axis", 0))
+        if shape is None and axis < 0:
+            return Refusal(Reason.UNKNOWN_SHAPE, "the rank of the Split's input is not known")
+        return axis + len(shape) if shape is not None and axis < 0 else axis
+
+    def _lengths(self, op: OpView, axis: int) -> list[int] | Refusal:
+        """How much each output has of the axis that is split."""
+        lengths = [None if shape is None or axis >= len(shape) else shape[axis] for shape in op.output_shapes]
+        known = [length for length in lengths if isinstance(length, int)]
+        if len(known) != len(lengths):
+            return Refusal(Reason.UNKNOWN_SHAPE, "the lengths of the Split are not known")
+        return known
 
 
 class Blocks(Rule):
     """DepthToSpace and SpaceToDepth: ``b²`` channels on one side are the pixels of one channel on the other."""
 
-    def backward(self, op: OpView, affine: ChannelAffine) -> Crossing | Refusal:
+    def backward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
         """DepthToSpace: each channel's affine for all its pixels; SpaceToDepth: the one that they share."""
         return self._moved(op, affine, deeper=op.op_type == "DepthToSpace")
 
