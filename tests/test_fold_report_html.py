@@ -14,7 +14,7 @@ import pytest
 from folding import Array, constants, model_of, norm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_fold_random import graphs as random_graphs
+from random_graphs import graphs_of_one_scope as random_graphs
 
 import bnfold
 from bnfold.cli.main import main

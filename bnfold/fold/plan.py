@@ -235,8 +235,10 @@ class Planner:
                 search.work.append((value, affine))
             elif not affine.is_identity:
                 exact = rule.constant(view, operand, affine)
-                refusal = exact if isinstance(exact, Refusal) else absorb_constant(value, exact, self.graph)
-                if isinstance(refusal, Refusal):
+                if isinstance(exact, Refusal):
+                    return exact
+                refusal = absorb_constant(value, exact, self.graph)
+                if refusal:
                     return refusal
                 search.constants[producer, operand] = exact
         return None

@@ -122,9 +122,11 @@ class Expansion(Rule):
 
     def backward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
         """The affine on the same axis, if the input has it in full length."""
+        if affine.axis is None:
+            return {0: affine}
         shapes = self._shapes(op)
-        if affine.axis is None or isinstance(shapes, Refusal):
-            return {0: affine} if affine.axis is None else shapes
+        if isinstance(shapes, Refusal):
+            return shapes
         before, after = shapes
         axis = affine.axis - (len(after) - len(before))
         if axis < 0 or before[axis] == 1:
@@ -157,9 +159,11 @@ class Gathering(Selection):
 
     def backward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
         """The affine on the axis of the data that it comes from."""
-        places = self._places(op, affine)
-        if affine.axis is None or isinstance(places, Refusal):
-            return {0: affine} if affine.axis is None else places
+        if affine.axis is None:
+            return {0: affine}
+        places = self._places(op)
+        if isinstance(places, Refusal):
+            return places
         gathered, depth = places
         if affine.axis < gathered:
             return {0: affine}
@@ -171,9 +175,11 @@ class Gathering(Selection):
         """The affine on the axis that its own becomes; that of one channel, where a single one is picked."""
         if index != 0:
             return Refusal(Reason.UNSUPPORTED_OP, "the affine reaches the Gather as its indices")
-        places = self._places(op, affine)
-        if affine.axis is None or isinstance(places, Refusal):
-            return {0: affine} if affine.axis is None else places
+        if affine.axis is None:
+            return {0: affine}
+        places = self._places(op)
+        if isinstance(places, Refusal):
+            return places
         gathered, depth = places
         if affine.axis < gathered:
             return {0: affine}
@@ -186,7 +192,7 @@ class Gathering(Selection):
             return _gathered(op)
         return {0: ChannelAffine.along(None, affine.scale[int(picked)], affine.shift[int(picked)])}
 
-    def _places(self, op: OpView, affine: ChannelAffine) -> tuple[int, int] | Refusal:
+    def _places(self, op: OpView) -> tuple[int, int] | Refusal:
         """The axis of the data that is indexed, and how many axes the indices have."""
         data, indices = op.input_shapes[0], op.input_shapes[1]
         if data is None or indices is None:
