@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 from folding import constants, model_of, norm
 from hypothesis import HealthCheck, given, settings
-from test_fold_random import graphs
+from random_graphs import graphs_of_one_scope as graphs
 from verify_networks import DAMAGES, random_network
 
 from bnfold.fold import fold
