@@ -11,7 +11,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
@@ -209,8 +209,8 @@ class Exporter:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what the exporters say of themselves, deprecations among it, out of the output."""
-    with warnings.catch_warnings():
+    """Keep what the exporters say of themselves, deprecations and whole graphs among it, out of the output."""
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         try:
