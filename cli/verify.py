@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from bnfold.verification.folds import FoldsResult
+    from bnfold.verification.localization import Cause
     from bnfold.verification.result import FeedResult, OutputResult, VerifyResult
     from bnfold.verification.verdict import Run
 
@@ -57,6 +58,7 @@ _STYLE = {"equivalent": "green", "mismatch": "red", "nothing proven": "yellow"}
     "--runtime/--no-runtime", default=True, show_default=True, help="Run ONNX Runtime too, or compare in float64 only."
 )
 @click.option("--per-fold", is_flag=True, help="Prove each fold by itself, its algebra and its rounding apart.")
+@click.option("--localize", is_flag=True, help="On a mismatch, find the fold, operator or optimization that causes it.")
 @common_options  # fmt: skip
 def command(
     out: Output,
@@ -72,6 +74,7 @@ def command(
     atol: float | None,
     runtime: bool,
     per_fold: bool,
+    localize: bool,
 ) -> None:
     """Decide whether CANDIDATE computes the same function as REFERENCE.
 
@@ -91,6 +94,7 @@ def command(
         rtol=rtol,
         atol=atol,
         per_fold=per_fold,
+        localize=localize,
     )
     with out.progress() as progress:
         result = verify(reference, candidate, options, progress)
@@ -112,6 +116,8 @@ def _show(out: Output, result: VerifyResult) -> None:
         out.say(f"Rule: {result.rule}")
     if result.folds is not None:
         _show_folds(out, result.folds)
+    if result.cause is not None:
+        _show_cause(out, result.cause)
     for note in result.notes:
         out.say(f"note: {note[0].upper()}{note[1:]}.", "yellow")
 
@@ -141,6 +147,14 @@ def _show_folds(out: Output, folds: FoldsResult) -> None:
         out.show(table(title, columns, rows, right=columns[1:5], fixed=["verdict"]))
     if len(shown) < len(folds.proofs):
         out.say(f"{len(folds.proofs) - len(shown)} more with --verbose.")
+
+
+def _show_cause(out: Output, cause: Cause) -> None:
+    out.say(f"Cause: {cause.sentence}.", "red")
+    rows = [[evidence.name, evidence.what, evidence.detail] for evidence in cause.evidence]
+    if rows:
+        shown = rows if out.verbose else rows[:_FEW]
+        out.show(table("What was found, in the order of the graph", ["name", "what", "finding"], shown))
 
 
 _COLUMNS = ["output", "inputs", "scale", "original", "float64", "allowed", "ORT", "shipped", "allowed in ORT"]

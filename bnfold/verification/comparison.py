@@ -16,9 +16,11 @@ from bnfold.files import StrPath
 from bnfold.progress import Progress, silent
 from bnfold.session import LEVELS, provider_name
 from bnfold.verification.double import NotInFloat64Error
-from bnfold.verification.folds import prove_folds
+from bnfold.verification.folds import FoldsResult, prove_folds
 from bnfold.verification.inputs import Feed, drawn_feeds, input_specs, user_feeds
+from bnfold.verification.localization import Cause, Mismatch, find_cause
 from bnfold.verification.measurement import Measurement
+from bnfold.verification.metrics import UNIT_ROUNDOFF
 from bnfold.verification.oracle import RANDOM, Oracle
 from bnfold.verification.result import FeedResult, OutputResult, ReferenceKind, Verdict, VerifyResult, describe
 from bnfold.verification.sameness import check_interfaces, same_graph
@@ -51,6 +53,7 @@ class VerifyOptions:
         atol: absolute.
         rule: factors of the rule.
         per_fold: prove each fold by itself too; see :mod:`bnfold.verification.folds`.
+        localize: on a mismatch, find what causes it; see :mod:`bnfold.verification.localization`.
     """
 
     inputs: StrPath | None = None
@@ -65,6 +68,7 @@ class VerifyOptions:
     atol: float | None = None
     rule: Rule = field(default_factory=Rule)
     per_fold: bool = False
+    localize: bool = False
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -182,20 +186,54 @@ class _Comparison:
         if why:
             self._notes.append(f"the reference is ONNX Runtime, not float64, and the check less sharp: {why}")
         result = self._decide(measurement, reference, why)
-        return self._with_folds(result) if self._options.per_fold else result
+        if self._options.per_fold:
+            result = self._with_folds(result)
+        if self._options.localize and result.verdict == "mismatch":
+            result = replace(result, cause=self._cause(result, measurement))
+        return result
 
     def _with_folds(self, result: VerifyResult) -> VerifyResult:
         """The result with the proof of each fold, which may tell what the outputs do not."""
         try:
-            if self._oracles is None:
-                raise NotInFloat64Error(result.reference_note)
-            folds = prove_folds(*self._oracles, self._feeds, self._options.seed, self._rule, self._progress)
+            folds = self._folds(result)
         except NotInFloat64Error as refusal:
             return replace(result, notes=(*result.notes, f"the folds could not be proven by themselves: {refusal}"))
         result = replace(result, folds=folds, notes=(*result.notes, *folds.notes))
         if folds.wrong and result.verdict != "mismatch":
             return replace(result, verdict="mismatch", sentence=f"the candidate holds a wrong fold: {folds.sentence}")
         return result
+
+    def _folds(self, result: VerifyResult) -> FoldsResult:
+        if result.folds is not None:
+            return result.folds
+        if self._oracles is None:
+            raise NotInFloat64Error(result.reference_note)
+        return prove_folds(*self._oracles, self._feeds, self._options.seed, self._rule, self._progress)
+
+    def _cause(self, result: VerifyResult, measurement: Measurement) -> Cause:
+        """Where the mismatch comes from."""
+        by_name = {feed.name: feed for feed in self._feeds}
+        worst = max((output.judgement.worst for output in result.outputs), key=lambda finding: finding.ratio)
+        roundoffs = [UNIT_ROUNDOFF[dtype] for dtype in measurement.types.values() if dtype in UNIT_ROUNDOFF]
+
+        def agrees(without: Sequence[str]) -> bool:
+            trial = measurement.copy()
+            trial.record("candidate_shipped", self._shipped(self._candidate, without))
+            judgements = [judge(observations, self._rule) for observations in trial.observations().values()]
+            return not any(f.run == "candidate_shipped" and f.ratio > 1 for j in judgements for f in j.findings)
+
+        mismatch = Mismatch(
+            reference=self._reference,
+            candidate=self._candidate,
+            oracles=self._oracles if result.reference == "float64" else None,
+            feed=by_name.get(worst.feed, self._feeds[0]),
+            failed=frozenset(f.run for o in result.outputs for f in o.judgement.findings if f.ratio > 1),
+            level=self._options.level,
+            roundoff=max(roundoffs, default=UNIT_ROUNDOFF["float32"]),
+            folds=lambda: self._folds(result),
+            agrees=agrees,
+        )
+        return find_cause(mismatch, self._progress)
 
     def _in_float64(self) -> Measurement:
         reference, candidate = self._oracle(self._reference), self._oracle(self._candidate)
@@ -244,8 +282,8 @@ class _Comparison:
             self._notes.append(note)
         return self._each(f"{subject.role}, optimizations off", lambda values: subject.run(session, values))
 
-    def _shipped(self, subject: Subject) -> Iterable[Outputs]:
-        session = subject.session(self._options.level, self._options.provider)
+    def _shipped(self, subject: Subject, without: Sequence[str] = ()) -> Iterable[Outputs]:
+        session = subject.session(self._options.level, self._options.provider, without)
         return self._each(f"{subject.role} as shipped", lambda values: subject.run(session, values))
 
     def _each(self, stage: str, run: Callable[[Mapping[str, Array]], Outputs]) -> Iterable[Outputs]:

@@ -48,6 +48,8 @@ class FoldProof:
         node: name of the batch norm or affine, of the value that a merge computes, or of the operator.
         kind: which of these.
         what: what was done with it.
+        value: the value at which its region ends.
+        place: where that is in the order of the reference.
         algebra: the exact fold's largest error in float64, relative to scale; None for an operator.
         ulp: the candidate's constant that is furthest from the exact one, in units in the last place of its type;
             None where it has no constants to compare.
@@ -61,6 +63,8 @@ class FoldProof:
     node: str
     kind: ProofKind
     what: str
+    value: str
+    place: int
     algebra: float | None
     ulp: float | None
     rounding: float | None
@@ -86,6 +90,7 @@ class FoldProof:
             "node": self.node,
             "kind": self.kind,
             "what": self.what,
+            "value": self.value,
             "algebra": _finite(self.algebra),
             "ulp": _finite(self.ulp),
             "rounding": _finite(self.rounding),
@@ -200,6 +205,7 @@ class FoldProver:
         self, reference: Oracle, candidate: Oracle, feeds: Sequence[Feed], seed: int, rule: Rule, progress: Progress
     ) -> None:
         self.reference, self.candidate = Network(reference), Network(candidate)
+        self._places = {name: place for place, name in enumerate(self.reference.producers)}
         ground = Ground(self.reference, _one_of_each_shape(feeds), seed)
         exact, report = exact_fold(self.reference, self.candidate)
         self.algebra: Algebra = prove_algebra(self.reference, exact, report, ground, progress)
@@ -251,10 +257,14 @@ class FoldProver:
         constants = [c for twin in (*twins, *(t for p in pieces for t in p.twins)) for c in twin.constants if c.rounded]
         worst = max((piece.finding for piece in pieces if piece.finding), key=lambda f: f.ratio, default=None)
         verdict, detail = _verdict(steps, pieces)
+        blamed: list[Step | Piece] = [piece for piece in pieces if piece.verdict == verdict] or [*steps, *pieces]
+        value = blamed[0].before.output if blamed else ""
         return FoldProof(
             node=node,
             kind=kind,
             what=what,
+            value=value,
+            place=self._places.get(value, len(self._places)),
             algebra=max((step.error for step in steps), default=None),
             ulp=max((c.ulp for c in constants), default=None),
             rounding=max((c.relative for c in constants), default=None),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,18 @@ class Measurement:
                 record.metrics[run] = compare(expected, actual, dtype, record.excused)
                 if is_float(expected):
                     record.slices[run] = _slices(deviation(expected, actual, record.excused)[0])
+
+    def copy(self) -> Measurement:
+        """The same so far; what is recorded from then on is its own."""
+        twin = Measurement(self._feeds, self.types, self._expected)
+        twin._records = [
+            {
+                name: replace(r, metrics=dict(r.metrics), slices=dict(r.slices), shapes=dict(r.shapes))
+                for name, r in records.items()
+            }
+            for records in self._records
+        ]
+        return twin
 
     def observations(self) -> dict[str, list[Observation]]:
         """All observations so far, by output, in the order of the sets of inputs."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from bnfold.verification.folds import FoldsResult
 from bnfold.verification.inputs import FeedKind
+from bnfold.verification.localization import Cause
 from bnfold.verification.metrics import Metrics
 from bnfold.verification.verdict import JUDGED, Finding, Judgement, Run
 
@@ -117,6 +118,7 @@ class VerifyResult:
         seed: of the random inputs.
         runtime: whether ONNX Runtime was run at all.
         folds: the proof of each fold by itself, where it was asked for.
+        cause: where a mismatch comes from, where that was asked for.
     """
 
     verdict: Verdict
@@ -132,6 +134,7 @@ class VerifyResult:
     seed: int
     runtime: bool
     folds: FoldsResult | None = None
+    cause: Cause | None = None
 
     @property
     def ok(self) -> bool:
@@ -154,6 +157,7 @@ class VerifyResult:
             "notes": list(self.notes),
             "outputs": [output.to_json() for output in self.outputs],
             "folds": None if self.folds is None else self.folds.to_json(),
+            "cause": None if self.cause is None else self.cause.to_json(),
         }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,8 +65,8 @@ class Subject:
         # A path lets ONNX Runtime find external data beside the file, also beyond 2 GiB.
         return self.path if self.path is not None else serialized(self.model)
 
-    def session(self, level: str, provider: str = "cpu") -> Any:
-        """A session at an optimization level.
+    def session(self, level: str, provider: str = "cpu", without: Sequence[str] = ()) -> Any:
+        """A session at an optimization level, perhaps without some of ONNX Runtime's optimizations.
 
         Raises:
             ModelError: ONNX Runtime does not accept the model.
@@ -75,10 +75,11 @@ class Subject:
         # TensorFloat-32 rounds float32 to 10 bits, which would drown what is to be compared.
         cuda = provider_name(provider) == "CUDAExecutionProvider"
         settings = {"use_tf32": "0"} if cuda else {}
+        options = SessionOptions(
+            provider=provider, level=level, provider_options=settings, disabled_optimizers=tuple(without)
+        )
         try:
-            return create_session(
-                self._source, SessionOptions(provider=provider, level=level, provider_options=settings)
-            )
+            return create_session(self._source, options)
         except ModelError as error:
             raise ModelError(
                 f"{self.label} cannot be run, only compared in float64 (bnfold verify --no-runtime): {error}"
