@@ -8,6 +8,7 @@ constants alone: exporters write biases as ``Expand(CastLike(0, x), Shape(weight
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any
 
 import ml_dtypes
@@ -16,6 +17,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from bnfold.constant_ops import evaluate
 from bnfold.shapes import ShapeTable
 
 Array = NDArray[Any]
@@ -81,10 +83,16 @@ class Constants:
     def __init__(self, model: ir.Model, shapes: ShapeTable, opset: int) -> None:
         self._ir_version = model.ir_version
         self._opset = opset
-        stored = sum(v.const_value.size for g in model.graphs() for v in g.initializers.values() if v.const_value)
-        self._limit = max(_MIN_LIMIT, 4 * stored)
+        self._model = model
         self._shapes = shapes
         self._evaluated: dict[ir.Value, Array | None] = {}
+
+    @cached_property
+    def _limit(self) -> int:
+        """How many elements a computed constant may have."""
+        graphs = self._model.graphs()
+        stored = sum(v.const_value.size for g in graphs for v in g.initializers.values() if v.const_value)
+        return max(_MIN_LIMIT, 4 * stored)
 
     def overridable(self, value: ir.Value) -> bool:
         """Whether ``value`` is an initializer that the caller may feed instead.
@@ -172,6 +180,12 @@ class Constants:
             arrays[value.name] = array
         if self._result_elements(node, arrays) > self._limit:
             return None
+        if all(value is not None for value in node.inputs) and not any(a.is_ref() for a in node.attributes.values()):
+            inputs = [arrays[str(value.name)] for value in node.inputs if value is not None]
+            attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+            result = evaluate(node.op_type, inputs, attributes, self._opset)
+            if result is not None:
+                return result
         return _run_node(node, arrays, self._opset)[output.index() or 0]
 
     def _result_elements(self, node: ir.Node, arrays: dict[str, Array]) -> float:

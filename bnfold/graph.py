@@ -49,16 +49,17 @@ class ModelGraph:
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
+        self._graphs = tuple(model.graphs())  # folding neither adds nor removes one
         self.opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1))
         self.shapes = infer_shapes(model)
         self.constants = Constants(model, self.shapes, self.opset)
         # Counted, because scopes beside each other may use one name each for something else.
-        self._names = Counter(value.name for value in _values(model) if value.name)
-        self._node_names = Counter(node.name for graph in model.graphs() for node in graph if node.name)
+        self._names = Counter(value.name for value in _values(self._graphs) if value.name)
+        self._node_names = Counter(node.name for node in self.nodes() if node.name)
 
     def nodes(self) -> Iterator[ir.Node]:
         """Every node, those of subgraphs included, each graph in its own order."""
-        for graph in self.model.graphs():
+        for graph in self._graphs:
             yield from graph
 
     def fresh_name(self, wish: str) -> str:
@@ -250,8 +251,8 @@ def _fresh(wish: str, taken: Counter[str]) -> str:
     return name
 
 
-def _values(model: ir.Model) -> Iterator[ir.Value]:
-    for graph in model.graphs():
+def _values(graphs: Iterable[ir.Graph]) -> Iterator[ir.Value]:
+    for graph in graphs:
         yield from graph.inputs
         yield from graph.initializers.values()
         for node in graph:

@@ -53,11 +53,12 @@ def load_model(path: StrPath) -> ir.Model:
     proto, weights = _parsed(content, label)
     model = _deserialize(proto, label)
     complete(model, weights)
-    ir.external_data.set_base_dir(model.graph, source.parent)
-    outside = list(external_tensors(model))
-    for tensor in outside:
-        _check_external(tensor, source)
-    check_model(source if outside else proto, label)  # by path, to look for external data beside the model
+    external = _has_external(proto)
+    if external:
+        ir.external_data.set_base_dir(model.graph, source.parent)
+        for tensor in external_tensors(model):
+            _check_external(tensor, source)
+    check_model(source if external else proto, label)  # by path, to look for external data beside the model
     return model
 
 
@@ -73,10 +74,10 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
     except (ValueError, EncodeError) as error:
         raise ModelError(f"{label} is over 2 GiB; save it with external data, and give its path") from error
     light, weights = _parsed(memoryview(content), label)
+    if _has_external(light):
+        raise ModelError(f"{label} keeps weights in another file; load them, or give the model's path")
     model = _deserialize(light, label)
     complete(model, weights)
-    if next(external_tensors(model), None) is not None:
-        raise ModelError(f"{label} keeps weights in another file; load them, or give the model's path")
     check_model(light, label)
     return model
 
@@ -114,8 +115,7 @@ def check_file(path: Path, label: str) -> None:
     with path.open("rb") as stream:
         content = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
     proto, _ = _parsed(content, label)
-    external = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(proto))
-    check_model(path if external else proto, label)
+    check_model(path if _has_external(proto) else proto, label)
 
 
 def check_model(model: onnx.ModelProto | Path, label: str) -> None:
@@ -147,6 +147,10 @@ def _check_supported(proto: onnx.ModelProto, label: str) -> None:
         if isinstance(tensor, onnx.SparseTensorProto):
             raise ModelError(f"{label} holds sparse tensors, which bnfold does not read; store them as dense ones")
         _check_size(tensor, label)
+
+
+def _has_external(proto: onnx.ModelProto) -> bool:
+    return any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(proto))
 
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto | onnx.SparseTensorProto]:

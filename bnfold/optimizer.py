@@ -124,9 +124,9 @@ def optimize(
     if _is_input(model, target) and not options.in_place:
         raise OutputError(f"{target} is the input itself; write elsewhere, or ask for it with --in-place")
     work = _loaded(model)
-    read_from = {Path(tensor.path).resolve() for tensor in external_tensors(work)}
+    overwrites_weights = not options.in_place and _reads_from(data_file(target), work)
     report = _fold(work, options)
-    if not options.in_place and is_external(work, options.external_data) and data_file(target).resolve() in read_from:
+    if overwrites_weights and is_external(work, options.external_data):
         raise OutputError(
             f"{data_file(target)} holds the weights of the input, and would be overwritten; choose another name"
         )
@@ -221,6 +221,11 @@ def _selection(model: ir.Model, options: OptimizeOptions) -> Selection:
     }
     made_by_folding = frozenset(nodes)
     return lambda node: node in chosen or node not in made_by_folding
+
+
+def _reads_from(path: Path, model: ir.Model) -> bool:
+    """Whether a model keeps weights in that file."""
+    return path.exists() and any(path.samefile(tensor.path) for tensor in external_tensors(model))
 
 
 def _is_input(model: Source, target: Path) -> bool:

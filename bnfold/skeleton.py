@@ -136,6 +136,8 @@ def complete(model: ir.Model, weights: Weights) -> None:
 
 
 def _leaves(tensor: ir.TensorProtocol) -> bool:
+    if isinstance(tensor, ir.serde.TensorProtoTensor) and tensor.raw.ByteSize() <= _LARGE:
+        return False  # known at no cost, and true of most
     if tensor.dtype is ir.DataType.STRING:
         return False
     return tensor.nbytes > _LARGE or isinstance(tensor, ir.ExternalTensor)
