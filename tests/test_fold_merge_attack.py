@@ -129,6 +129,7 @@ def test_models_of_opset_7_and_ir_3_merge_and_stay_what_they_are() -> None:
 
 
 SQUARE = "double[N,4,4,4] x) => (double[N,C,P,Q] y"
+ROWS = "double[3,4] x) => (double[3,C] y"
 
 #: What looks as if it could become one, and may not.
 STAYS = [
@@ -149,6 +150,11 @@ STAYS = [
     ("a rank that rises", CONV3 + "d = Mul(x, k_1x1x1x1x1) y = Add(a, d)", "double[N,4,4,4] x) => (double[O,N,C,P,Q] y"),
     ("MatMul of the columns beside 1×1", "a = Conv(x, w_4x4x1x1) c = MatMul(x, v_4x4) y = Add(a, c)", SQUARE),
     ("MatMul from the left", "a = MatMul(w_4x4, x) c = MatMul(x, v_4x4) y = Add(a, c)", SQUARE),
+    ("Gemm with a bias for each row, as many as columns", "a = Gemm(x, w_4x3, k_3x1) c = Gemm(x, v_4x3) y = Add(a, c)", ROWS),
+    ("identity beside a bias for each row", "a = Gemm<beta=0.5>(x, w_3x3, k_3x1) y = Sub(x, a)", "double[3,3] x) => (double[3,C] y"),
+    ("Gemm behind a bias for each row", "a = Gemm(x, w_4x3, k_3x1) y = Gemm(a, v_3x3)", ROWS),
+    ("MatMul behind a bias for each row", "a = Gemm(x, w_4x3, k_3x1) y = MatMul(a, v_3x3)", ROWS),
+    ("Gemm with a bias for each row behind another", "a = Gemm(x, w_4x3) y = Gemm(a, v_3x3, k_3x1)", ROWS),
     ("rows scaled between", "a = MatMul(x, w_4x4) d = Mul(a, k_4x1) y = MatMul(d, v_4x4)", "double[4,4] x) => (double[4,C] y"),
     ("transposed between", "a = Gemm(x, w_4x5) y = Gemm<transA=1>(a, v_3x2)", "double[3,4] x) => (double[P,C] y"),
     ("a stack that raises the rank", "a = MatMul(x, w_1x4x4) y = MatMul(a, v_4x4)", "double[3,4] x) => (double[O,P,C] y"),
@@ -159,6 +165,8 @@ STAYS = [
     ("residual of two kernels", "a = Conv<pads=[1,1,1,1]>(x, w_4x4x3x3) r = Relu(a) c = Conv<pads=[1,1,1,1]>(r, v_4x4x3x3) s = Add(c, x) y = Relu(s)", IMAGE),
     ("bias given at run time", "b = ReduceMean<axes=[0,2,3],keepdims=0>(x) a = Conv(x, w_4x4x1x1, b) c = Conv(x, v_4x4x1x1) y = Add(a, c)", IMAGE),
     ("weight of a branch that callers may feed", "a = Conv(x, w) c = Conv(x, v_4x4x1x1) y = Add(a, c)", "double[N,4,7,8] x, double[4,4,1,1] w) => (double[N,C,P,Q] y"),
+    ("mask of a dropout between branches", "a = Conv(x, w_4x4x1x1) d, z = Dropout(a) y = Add(d, x)", "double[N,4,7,8] x) => (double[N,C,P,Q] y, bool[N,4,7,8] z"),
+    ("mask of a dropout in a row", "a = Conv(x, w_4x4x1x1) d, m = Dropout(a) y = Conv(d, v_4x4x1x1) z = Not(m)", "double[N,4,7,8] x) => (double[N,C,P,Q] y, bool[N,4,7,8] z"),
 ]  # fmt: skip
 
 
@@ -548,7 +556,7 @@ def dense_sums(draw: st.DrawFn) -> ir.Model:
     for _ in range(draw(st.integers(1, 4))):
         rows, columns = b.shapes[value][-2:]
         out = draw(st.sampled_from([columns, columns, rows, b.number(1, 4)]))
-        biases = [(), (1,), (out,), (1, out), (rows, out), (1, 1)]
+        biases = [(), (1,), (out,), (1, out), (rows, 1), (rows, out), (1, 1)]
         summands: list[ir.Value] = []
         for _ in range(b.number(1, 4)):
             made, left = value, (*b.shapes[value][:-1], out)

@@ -173,6 +173,8 @@ def stage_before(value: ir.Value, graph: ModelGraph, pending: Pending, selected:
     node = value.producer()
     if node is None or not in_default_domain(node) or not selected(node) or node.outputs[0] is not value:
         return None
+    if any(other.uses() or other.is_graph_output() for other in node.outputs[1:]):  # a Dropout's mask
+        return None
     reading = read_affine(node, graph, pending.affines)
     if isinstance(reading, Site):
         return Stage(node, reading.source, affine=reading.affine)
@@ -312,7 +314,7 @@ def _numbers(node: ir.Node, geometry: Geometry, graph: ModelGraph, pending: Pend
     if linear.quantization is not None:
         return Refusal(Reason.WEIGHT_QUANTIZED, f"the quantized weight of {label(node)} cannot be added to another")
     bias = np.zeros(1) if linear.bias is None else linear.bias
-    if bias.size not in (1, geometry.out_channels):
+    if bias.size != 1 and bias.shape[-1:] != (bias.size,):  # a Gemm's may have rows
         return Refusal(Reason.AXIS_MISMATCH, f"the bias of {label(node)} differs from row to row")
     return Convolution(
         geometry, linear.exact().reshape(shape), np.broadcast_to(bias.reshape(-1), geometry.out_channels)
