@@ -22,7 +22,8 @@ class Fate(StrEnum):
 
     SMALLEST = "the smallest exact graph"
     LARGER = "exact, but larger"
-    WRONG = "wrong"
+    WRONG = "wrong numbers"
+    INVALID = "invalid, or another interface"
     REFUSED = "refuses it"
     CRASHED = "crashes"
     HUNG = "hangs"
@@ -245,7 +246,7 @@ def _summary(results: Results) -> Iterator[list[str]]:
         yield [f"**{len(rows)} {label}**", *("" for _ in tools)]
         for fate in Fate:
             counts = [sum(row.outcomes[tool].fate is fate for row in rows) for tool in tools]
-            if any(counts) or fate is Fate.WRONG:
+            if any(counts):
                 yield [str(fate), *(str(count) if count else "–" for count in counts)]
         yield [
             "fold time",
@@ -277,7 +278,7 @@ def _weak_points(results: Results) -> Iterator[str]:
         own = row.outcomes["bnfold"]
         if own.fate is not Fate.SMALLEST:
             better = [tool for tool, o in row.outcomes.items() if o.fate is Fate.SMALLEST]
-            known = f"{_counted(row.smallest)} are enough ({', '.join(better) or 'by hand'})"
+            known = f"{_counted(row.smallest)} would do ({', '.join(better) or 'by hand'})"
             what = own.detail if own.fate is not Fate.LARGER else f"{_counted((own.nodes, own.norms))}, where {known}"
             yield f"{row.subject.title}: {what}"
     for kind, label in (("graph", "small graphs"), ("network", "networks")):
@@ -287,14 +288,20 @@ def _weak_points(results: Results) -> Iterator[str]:
             if faster and tool != "bnfold":
                 yield f"{tool} folds {faster} of {len(times)} {label} in less time"
     for row in results.rows:
-        comparison = (row.latencies or {}).get("bnfold")
-        if comparison is not None and comparison.verdict is Verdict.SLOWER:
-            yield f"{row.subject.title}: runs {_interval(comparison.latency_ratio)} times as long as the original"
+        latencies = {tool: comparison.latency_ratio for tool, comparison in (row.latencies or {}).items()}
+        if "bnfold" not in latencies:
+            continue
+        own = latencies["bnfold"]
+        if own.low > 1:
+            yield f"{row.subject.title}: runs {_interval(own)} times as long as the original"
+        better = [f"{tool} {_interval(ratio)}" for tool, ratio in latencies.items() if ratio.high < own.low]
+        if better:
+            yield f"{row.subject.title}: runs {_interval(own)} times as long as the original, of {', '.join(better)}"
 
 
 def _counted(size: tuple[int, int]) -> str:
     nodes, norms = size
-    return f"{nodes} nodes" + (f" with {norms} BN" if norms else "")
+    return f"{nodes} node{'s' if nodes > 1 else ''}" + (f" with {norms} BN" if norms else "")
 
 
 def _faults(results: Results) -> Iterator[str]:
@@ -302,14 +309,22 @@ def _faults(results: Results) -> Iterator[str]:
         for row in results.rows:
             outcome = row.outcomes[tool]
             if outcome.fate not in (Fate.SMALLEST, Fate.LARGER):
-                yield f"**{tool}**, {row.subject.title}, *{outcome.fate}*: {outcome.detail.replace('|', '¦')}"
+                yield f"**{tool}**, {row.subject.title}, *{_word(outcome.fate)}*: {_shortened(outcome.detail)}"
+
+
+def _word(fate: Fate) -> str:
+    return fate.replace(",", "").partition(" ")[0]
+
+
+def _shortened(detail: str) -> str:
+    return detail if len(detail) <= 200 else detail[:197].rstrip() + "…"
 
 
 def _verdict_cell(row: Row, tool: str, exact: Callable[[Outcome], str]) -> str:
     outcome = row.outcomes[tool]
     if outcome.fate in (Fate.SMALLEST, Fate.LARGER):
         return exact(outcome)
-    return f"**{outcome.fate.partition(' ')[0]}**"
+    return f"**{_word(outcome.fate)}**"
 
 
 def _graph_rows(results: Results) -> Iterator[list[str]]:

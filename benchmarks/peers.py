@@ -26,7 +26,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 from peer_cases import CASES
-from peer_judge import size
+from peer_judge import runs, size
 from peer_process import Failure, RequestFailedError, Worker
 from peer_report import Fate, FoldTime, Outcome, Results, Row, Subject, document
 from peer_tools import PROVEN, installed
@@ -142,7 +142,9 @@ def _networks(plan: Plan, folder: Path) -> tuple[list[Subject], dict[str, str]]:
         exports = pool.map(_exported, names, [folder] * len(names))
         for name, found in _progress(zip(names, exports, strict=True), "exporting", len(names)):
             for way, result in found.items():
-                if isinstance(result, Path):
+                if isinstance(result, Path) and not runs(result):
+                    skipped[f"{way}: {name}"] = "ONNX Runtime does not run the file"
+                elif isinstance(result, Path):
                     subjects.append(Subject("network", way, name, result, *size(result), run=True))
                 else:
                     skipped[f"{way}: {name}"] = result
@@ -247,9 +249,10 @@ def _judged(subject: Subject, outcome: Outcome, judge: Worker) -> Outcome:
         answer = judge.ask(request, JUDGE_LIMIT_S)
     except RequestFailedError as error:  # the file is such that reading or running it fails in an unforeseen way
         detail = f"whoever loads it {error.failure}: {error.detail}"
-        return replace(outcome, fate=Fate.WRONG, detail=_without(detail, subject.path, outcome.path))
+        return replace(outcome, fate=Fate.INVALID, detail=_without(detail, subject.path, outcome.path))
     if answer["fault"]:
-        return replace(outcome, fate=Fate.WRONG, detail=_without(answer["fault"], subject.path, outcome.path))
+        fate = Fate.WRONG if answer["numbers"] else Fate.INVALID
+        return replace(outcome, fate=fate, detail=_without(answer["fault"], subject.path, outcome.path))
     return replace(outcome, nodes=answer["nodes"], norms=answer["norms"])
 
 

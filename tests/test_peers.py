@@ -51,7 +51,7 @@ def test_graphs_have_names_of_their_own() -> None:
 def test_no_graph_comes_out_wrong(case: Case, tmp_path: Path) -> None:
     source, target = saved(tmp_path, "source", case), tmp_path / "target.onnx"
     bnfold.optimize(source, target)
-    assert fault(source, target, case.override) == ""
+    assert fault(source, target, case.override) is None
     assert size(target)[0] <= size(source)[0]
 
 
@@ -86,20 +86,36 @@ CONV = Case("", "", "c = Conv(x, w_4x4x3x3) y = BN(c)", 1, signature="float[N,4,
 
 
 @pytest.mark.parametrize(
-    ("wrong", "body", "signature"),
+    ("numbers", "detail", "body", "signature"),
     [
-        ("", "e = Conv(x, w_4x4x3x3) y = BN(e)", ""),
-        ("does not compute the same", "c = Conv(x, w_4x4x3x3) y = BNb(c)", ""),
-        ("its inputs are u", "c = Conv(u, w_4x4x3x3) y = BN(c)", "float[N,4,8,8] u) => (float[N,4,6,6] y"),
-        ("its outputs are z", "c = Conv(x, w_4x4x3x3) z = BN(c)", "float[N,4,8,8] x) => (float[N,4,6,6] z"),
-        ("shape", "c = Conv(x, w_4x4x3x3) y = BN(c)", "float[1,4,8,8] x) => (float[1,4,6,6] y"),
+        (True, "does not compute the same", "c = Conv(x, w_4x4x3x3) y = BNb(c)", CONV.signature),
+        (False, "its inputs are u", "c = Conv(u, w_4x4x3x3) y = BN(c)", "float[N,4,8,8] u) => (float[N,4,6,6] y"),
+        (False, "its outputs are z", "c = Conv(x, w_4x4x3x3) z = BN(c)", "float[N,4,8,8] x) => (float[N,4,6,6] z"),
+        (False, "has the shape", "c = Conv(x, w_4x4x3x3) y = BN(c)", "float[1,4,8,8] x) => (float[1,4,6,6] y"),
     ],
 )
-def test_judge_names_what_is_wrong(wrong: str, body: str, signature: str, tmp_path: Path) -> None:
+def test_judge_names_what_is_wrong(numbers: bool, detail: str, body: str, signature: str, tmp_path: Path) -> None:
+    found = fault(saved(tmp_path, "a", CONV), saved(tmp_path, "b", Case("", "", body, 1, signature=signature)))
+    assert found is not None
+    assert found.numbers is numbers
+    assert detail in found.detail
+
+
+def test_judge_finds_an_invalid_file(tmp_path: Path) -> None:
     original = saved(tmp_path, "original", CONV)
-    other = saved(tmp_path, "other", Case("", "", body, 1, signature=signature or CONV.signature))
-    found = fault(original, other)
-    assert wrong in found if wrong else not found
+    broken = onnx.load(original)
+    broken.graph.node[1].input[1] = "nobody"
+    onnx.save(broken, tmp_path / "broken.onnx")
+    found = fault(original, tmp_path / "broken.onnx")
+    assert found is not None
+    assert not found.numbers
+
+
+def test_judge_passes_what_bnfold_makes_of_it(tmp_path: Path) -> None:
+    original = saved(tmp_path, "original", CONV)
+    bnfold.optimize(original, tmp_path / "folded.onnx")
+    assert fault(original, tmp_path / "folded.onnx") is None
+    assert size(tmp_path / "folded.onnx") == (1, 0)
 
 
 def test_judge_feeds_what_a_caller_may_feed(tmp_path: Path) -> None:
@@ -110,8 +126,11 @@ def test_judge_feeds_what_a_caller_may_feed(tmp_path: Path) -> None:
     frozen.graph.initializer.add().CopyFrom(copied)
     frozen.graph.initializer[-1].name = frozen.graph.node[1].input[1] = "g"
     onnx.save(frozen, tmp_path / "frozen.onnx")
-    assert not fault(original, tmp_path / "frozen.onnx")
-    assert "with another g_4" in fault(original, tmp_path / "frozen.onnx", "g_4")
+    assert fault(original, tmp_path / "frozen.onnx") is None
+    found = fault(original, tmp_path / "frozen.onnx", "g_4")
+    assert found is not None
+    assert found.numbers
+    assert "with another g_4" in found.detail
 
 
 def test_interval_of_a_median_covers_it_as_often_as_it_says() -> None:
