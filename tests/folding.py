@@ -96,11 +96,13 @@ def feeds_of(model: ir.Model, seed: int = 1, batch: int = 2) -> dict[str, Array]
     return feeds
 
 
-def folded(model: ir.Model, tolerance: float = 1e-10, **choices: Any) -> tuple[ir.Model, FoldReport]:
+def folded(
+    model: ir.Model, tolerance: float = 1e-10, smallest: float = 1e-300, **choices: Any
+) -> tuple[ir.Model, FoldReport]:
     """Fold a copy of ``model`` and prove the result; the copy and its report.
 
-    The result computes the same in float64 to ``tolerance`` relative to the output's scale, has the same inputs
-    and outputs, passes ONNX's checker with full shape inference, and does not fold any further.
+    The result computes the same in float64 to ``tolerance`` relative to the output's scale, or to the ``smallest``
+    where what cancels out leaves less than that. It has the same inputs and outputs, passes ONNX's checker with full shape inference, and does not fold any further.
     """
     copy = model.clone()
     report = fold(copy, **choices)
@@ -112,7 +114,7 @@ def folded(model: ir.Model, tolerance: float = 1e-10, **choices: Any) -> tuple[i
     for name, expected in wanted.items():
         assert got[name].shape == expected.shape
         if expected.dtype.kind == "f":
-            scale = np.max(np.abs(expected), initial=1e-300)
+            scale = np.max(np.abs(expected), initial=smallest)
             assert np.max(np.abs(got[name] - expected), initial=0) <= tolerance * scale, name
     norms = sum(node.op_type == "BatchNormalization" for graph in model.graphs() for node in graph)
     assert sum(record.kind is Kind.BATCH_NORM for record in report.records) == norms

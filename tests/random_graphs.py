@@ -88,7 +88,7 @@ recipes = st.builds(
     _SEEDS,
     st.sampled_from(OPSETS),
     st.booleans(),
-    st.lists(st.tuples(st.sampled_from(STEPS), _SEEDS), min_size=2, max_size=6).map(tuple),
+    st.lists(st.tuples(st.sampled_from(STEPS), _SEEDS), min_size=3, max_size=7).map(tuple),
 )
 
 

@@ -76,7 +76,7 @@ def constant_concat(b: Builder) -> None:
     shape = [*x.shape]
     shape[axis] = b.number(1, 2)
     token: Tensor | ir.Value = b.constant(b.floats(*shape), share=True)
-    if b.dynamic or b.chance(50):
+    if b.dynamic:
         shape = [1, *x.shape[1:]]
         if b.opset < 8 or not b.add(
             "Expand", [b.constant(b.floats(*shape), share=True), b.aside("Shape", x, np.array(x.shape))]

@@ -1,4 +1,4 @@
-"""Folded equals original in float64, whatever the graph.
+"""Folded equals original in float64, whatever the graph, and within the rounding of its constants in narrower types.
 
 ``BNFOLD_GRAPHS=20000 pytest tests/test_fold_random.py`` runs the deep profile; ``--hypothesis-show-statistics`` adds
 which share of the graphs folded, and across which ops.
@@ -8,20 +8,29 @@ from __future__ import annotations
 
 import os
 
-from folding import folded, ops
-from hypothesis import HealthCheck, event, given, settings
+import numpy as np
+import onnx
+import onnx_ir as ir
+from dtypes import rounding_moves, with_dtype
+from folding import feeds_of, folded, ops
+from hypothesis import HealthCheck, assume, event, given, settings
+from hypothesis import strategies as st
 from random_graphs import Recipe, recipes
 
+from bnfold.fold import fold
 from bnfold.fold.report import Folded
+from bnfold.verification.oracle import Oracle
 
 GRAPHS = int(os.environ.get("BNFOLD_GRAPHS", "150"))
 
+PROFILE = settings(max_examples=GRAPHS, deadline=None, suppress_health_check=list(HealthCheck))
 
-@settings(max_examples=GRAPHS, deadline=None, suppress_health_check=list(HealthCheck))
+
+@PROFILE
 @given(recipes)
 def test_folded_equals_original_in_float64(recipe: Recipe) -> None:
     model = recipe.model()
-    after, report = folded(model, tolerance=1e-9)
+    after, report = folded(model, tolerance=1e-9, smallest=1e-2)
     assert sum(ops(after).values()) <= sum(ops(model).values())
     assert report.batch_norms_after == ops(after).get("BatchNormalization", 0)
     for record in report.records:
@@ -29,3 +38,27 @@ def test_folded_equals_original_in_float64(recipe: Recipe) -> None:
         if isinstance(record.outcome, Folded):
             for name in record.outcome.path:
                 event(f"{record.outcome.direction} across {name.split('_')[0]}")
+
+
+#: The operator takes bfloat16 in all of a graph's ops from there on.
+_BFLOAT16_OPSET = 22
+
+
+@settings(PROFILE, max_examples=max(GRAPHS // 4, 1))
+@given(recipes, st.sampled_from([ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16]))
+def test_narrower_types_lose_no_more_than_the_rounding_of_each_constant(recipe: Recipe, dtype: ir.DataType) -> None:
+    """The outputs move less than ten times as far as a unit roundoff in each folded constant moves them."""
+    assume(dtype is not ir.DataType.BFLOAT16 or recipe.opset >= _BFLOAT16_OPSET)
+    model = with_dtype(recipe.model(), dtype)
+    assume(all(node.op_type != "ArgMax" for node in model.graph))  # it jumps
+    after = model.clone()
+    report = fold(after)
+    onnx.checker.check_model(ir.to_proto(after), full_check=True)
+    assume(any(record.fate != "kept" for record in report.records))
+    feeds = feeds_of(model)
+    wanted, got = Oracle(model).run(feeds), Oracle(after).run(feeds)
+    moves = rounding_moves(after, dtype, feeds)
+    for name, expected in wanted.items():
+        if expected.dtype.kind == "f":
+            noise = 1e-9 * max(float(np.abs(expected).max(initial=0)), 1e-2)
+            assert np.abs(got[name] - expected).max(initial=0) <= 10 * moves[name] + noise, name
