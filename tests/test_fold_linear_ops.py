@@ -124,6 +124,12 @@ AFTER = [
         "Conv",
     ),
     case(
+        "constant minus conv",
+        "g (double[N,3,8,8] x) => (double[N,4,6,6] y) { c = Conv(x, w) y = Sub(k, c) }",
+        constants(w=(4, 3, 3, 3), k=(4, 1, 1)),
+        "Conv",
+    ),
+    case(
         "several batch norms in a row",
         "g (double[N,3,8,8] x) => (double[N,4,6,6] y)"
         " { a = Conv(x, w) b = BatchNormalization(a, scale, bias, mean, var)"
@@ -326,6 +332,18 @@ KEPT = [
     ),
     (
         "matmul, transposed, normalized on the other axis of equal length",
+        "axis-mismatch",
+        f"g (double[4,5] x) => (double[4,4] y) {{ d = MatMul(x, w) c = Transpose<perm=[1,0]>(d) y = {BN} }}",
+        constants(w=(5, 4)) | norm(4),
+    ),
+    (
+        "matmul, reshaped, normalized on another axis of equal length",
+        "axis-mismatch",
+        f"g (double[N,4,5] x) => (double[N,4,2,2] y) {{ d = MatMul(x, w) c = Reshape(d, s) y = {BN} }}",
+        constants(w=(5, 4)) | norm(4) | {"s": np.array([0, 4, 2, 2])},
+    ),
+    (
+        "matmul, normalized on another axis of equal length",
         "axis-mismatch",
         f"g (double[N,4,5] x) => (double[N,4,4] y) {{ c = MatMul(x, w) y = {BN} }}",
         constants(w=(5, 4)) | norm(4),

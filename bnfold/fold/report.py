@@ -39,7 +39,6 @@ class Reason(StrEnum):
     UNDERFLOW = "underflow"
     UNSUPPORTED_OP = "unsupported-op"
     COST = "more-work"
-    ALREADY_MINIMAL = "already-minimal"
     NOT_SELECTED = "not-selected"
 
 

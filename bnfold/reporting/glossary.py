@@ -100,8 +100,9 @@ REASONS: Mapping[Reason, Entry] = {
     Reason.UNSUPPORTED_OP: Entry(
         "no rule is known for the op beside it", "Nothing is folded across an op whose algebra is not known for sure."
     ),
-    Reason.COST: Entry("it would cost more", "The result would do more multiply-adds than the original."),
-    Reason.ALREADY_MINIMAL: Entry("there is nothing to gain", "It is as small as it gets."),
+    Reason.COST: Entry(
+        "it would cost more", "The result would do more multiply-adds, or hold more weights, than the original."
+    ),
     Reason.NOT_SELECTED: Entry("it was left out on request", "The choice of nodes (--only, --keep) leaves it alone."),
 }
 

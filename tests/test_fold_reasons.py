@@ -1,0 +1,119 @@
+"""Each reason is reached by a graph, with a sentence for it; together they are all that there are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from folding import Array, constants, model_of, norm, used
+
+from bnfold.fold import fold
+from bnfold.fold.report import FoldReport, Kept, Reason
+
+POOL = constants(
+    w=(4, 3, 3, 3), v=(4, 3, 3, 3), w1=(1, 3, 3, 3), m=(4, 5), k=(4, 1, 1), columns=(6,), big=(300, 300)
+) | norm(4)
+BN = "BatchNormalization(c, scale, bias, mean, var)"
+IN = "g (double[N,3,8,8] x{more}) => (double[N,4,6,6] y) "
+CONV = IN + "{{ c = Conv(x, w) {body} }}"
+AFTER = IN + "{{ d = Conv(x, w) {body} y = " + BN + " }}"
+BEFORE = "g (double[N,4,6,6] x) => (double[N,4,A,B] y) {{ a = Tanh(x) c = Softplus(a) b = " + BN + " {body} }}"
+
+
+@dataclass(frozen=True)
+class Case:
+    reason: Reason
+    text: str
+    arrays: dict[str, Array] = field(default_factory=dict)
+    opset: int = 17
+    choices: dict[str, Any] = field(default_factory=dict)
+
+    def model(self) -> ir.Model:
+        return model_of(self.text, used(self.text, POOL | self.arrays), opset=self.opset)
+
+
+def case(reason: Reason, frame: str, body: str, more: str = "", **arrays: Array) -> Case:
+    return Case(reason, frame.format(body=body, more=more), arrays)
+
+
+QUANTIZED = {
+    "q": np.ones((4, 4, 1, 1), np.int8), "qs": np.array(0.5, np.float32), "qz": np.array(3, np.int8),
+} | {name: array.astype(np.float32) for name, array in norm(4).items()}  # fmt: skip
+
+CASES = [
+    case(Reason.PRODUCER_NOT_LINEAR, AFTER, "c = Tanh(d)"),
+    case(Reason.CONSUMER_NOT_LINEAR, BEFORE, "y = Tanh(b)"),
+    case(Reason.OTHER_CONSUMER, AFTER, "c = Add(d, d)"),
+    case(Reason.GRAPH_INPUT, AFTER, "c = Add(d, u)", ", double[N,4,6,6] u"),
+    case(Reason.GRAPH_OUTPUT, BEFORE, "y = Identity(b)"),
+    Case(
+        Reason.OTHER_SCOPE,
+        "g (double[N,3,8,8] x, bool flag) => (double[N,4,6,6] y) { c = Conv(x, w) y = If (flag) <"
+        f"then_branch = t () => (double[N,4,6,6] p) {{ p = {BN} }},"
+        "else_branch = e () => (double[N,4,6,6] q) { q = Conv(x, v) }> }",
+    ),
+    case(Reason.WEIGHT_NOT_CONSTANT, IN + "{{ c = Conv(x, r) {body} }}", f"y = {BN}", ", double[4,3,3,3] r"),
+    Case(
+        Reason.WEIGHT_QUANTIZED,
+        "g (float[N,4,6,6] x) => (float[N,4,6,6] y) { c = Tanh(x) d = BatchNormalization(c, scale, bias, mean, var) "
+        "r = DequantizeLinear(q, qs, qz) y = Conv(d, r) }",
+        QUANTIZED,
+    ),
+    case(Reason.PARAMETERS_NOT_CONSTANT, CONV, "y = BatchNormalization(c, scale, bias, mean, r)", ", double[4] r"),
+    case(Reason.PARAMETERS_INVALID, CONV, f"y = {BN}", var=np.array([1.0, -1.0, 1.0, 1.0])),
+    case(Reason.OVERRIDABLE_INPUT, CONV, f"y = {BN}", ", double[4] bias"),
+    case(Reason.TRAINING_MODE, CONV, "y = BatchNormalization<training_mode=1>(c, scale, bias, mean, var)"),
+    Case(
+        Reason.SPATIAL,
+        CONV.format(body="y = BatchNormalization<spatial=0>(c, scale, bias, mean, var)", more=""),
+        opset=7,
+    ),
+    case(Reason.AXIS_MISMATCH, CONV, "y = Mul(c, columns)"),
+    case(Reason.PADDING, BEFORE, "y = Conv<pads=[1,1,1,1]>(b, p)", p=constants(p=(4, 4, 3, 3))["p"]),
+    case(Reason.NEGATIVE_SCALE, AFTER, "c = MaxPool<kernel_shape=[1,1]>(d)"),
+    case(Reason.NONZERO_SHIFT, AFTER, "c = Relu(d)"),
+    Case(
+        Reason.NO_BIAS,
+        "g (double[N,4] x) => (double[N,5] y) { c = Tanh(x) b = BatchNormalization(c, scale, bias, mean, var) y = MatMul(b, m) }",
+    ),
+    case(Reason.BROADCAST_CHANGES_SHAPE, AFTER, "f = Conv(x, w1) c = Add(d, f)"),
+    case(Reason.UNKNOWN_SHAPE, AFTER, "c = Slice(d, run, run)", ", int64[4] run"),
+    Case(
+        Reason.OVERFLOW,
+        "g (float16[N,3,4,4] x) => (float16[N,4,4,4] y) { c = Conv(x, h) y = Mul(c, s) }",
+        {"h": np.full((4, 3, 1, 1), 8, np.float16), "s": np.linspace(1e4, 2e4, 4).reshape(4, 1, 1).astype(np.float16)},
+    ),
+    Case(
+        Reason.UNDERFLOW,
+        "g (float16[N,3,4,4] x) => (float16[N,4,4,4] y) { c = Conv(x, h) y = Mul(c, s) }",
+        {"h": np.full((4, 3, 1, 1), 1e-3, np.float16), "s": np.linspace(1, 4, 4).reshape(4, 1, 1).astype(np.float16) / 1e4},
+    ),
+    case(Reason.UNSUPPORTED_OP, BEFORE, "y = Max(b, x)"),
+    Case(
+        Reason.COST,
+        "g (double[1,3,302,302] x) => (double[1,4,300,300] y) { d = Conv(x, w) c = Add(d, big) "
+        f"y = {BN} }}",
+    ),
+    Case(Reason.NOT_SELECTED, CONV.format(body=f"y = {BN}", more=""), choices={"selected": lambda _node: False}),
+]  # fmt: skip
+
+
+def reasons(report: FoldReport) -> set[Reason]:
+    outcomes = [record.outcome for record in report.records if isinstance(record.outcome, Kept)]
+    return {
+        refusal.reason for outcome in outcomes for refusal in (outcome.backward, outcome.forward) if refusal is not None
+    }
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case.reason))
+def test_reason_is_reached(case: Case) -> None:
+    report = fold(case.model(), **case.choices)
+    assert case.reason in reasons(report), [record.sentence for record in report.records]
+    assert all(record.sentence for record in report.records)
+
+
+def test_every_reason_is_in_the_table() -> None:
+    assert {case.reason for case in CASES} == set(Reason)
