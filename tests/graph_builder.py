@@ -64,7 +64,7 @@ class Builder:
 
     def __post_init__(self) -> None:
         self.graph = ir.Graph([], [], nodes=[], opset_imports={"": self.opset}, name="random")
-        dims = [self.number(3, 5) for _ in range(self.one(0, 1, 1, 2, 2, 2, 2, 3))]
+        dims = [self.one(3, 4, 4, 5) for _ in range(self.one(0, 1, 1, 2, 2, 2, 2, 3))]
         self.axis = 1 if dims or self.chance(50) else -1
         self.tensors.append(self.input((BATCH, self.number(1, 4), *dims)))
 
@@ -73,6 +73,12 @@ class Builder:
         value = ir.val(f"x{len(self.graph.inputs)}", ir.DataType.from_numpy(array.dtype), self.declared(shape))
         self.graph.inputs.append(value)
         return Tensor(value, array)
+
+    def indices(self, shape: tuple[int, ...]) -> ir.Value:
+        """An input of the indices 0 and 1, as they are fed."""
+        found = self.input(shape, self.random.integers(0, 2, shape))
+        self.stored[found.value] = found.array
+        return found.value
 
     def declared(self, shape: tuple[int, ...]) -> list[int | str]:
         return ["N", *shape[1:]] if self.dynamic else list(shape)

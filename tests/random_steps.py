@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from graph_builder import Array, Builder, Tensor
+from graph_builder import BATCH, Array, Builder, Tensor
 
 # Linear ops.
 
@@ -125,6 +125,14 @@ def binary(b: Builder) -> None:
     b.add(op_type, inputs)
 
 
+def scale(b: Builder) -> None:
+    """What passes most ops: a positive scale."""
+    x = b.pick()
+    axis = b.channels_of(x)
+    if axis >= int(b.dynamic):
+        b.add("Mul", [x, b.constant(np.abs(along(b, x, [axis])) + 0.1, share=True)])
+
+
 # Ops that affines cross.
 
 
@@ -233,23 +241,18 @@ def gather(b: Builder) -> None:
         indices = np.array(indices[0])
     if form == "matrix":
         indices = indices.reshape(1, -1)
-    if form == "input" and not b.dynamic and size > 1:  # whose feeds are 0 and 1
-        source = b.input(indices.shape, np.abs(indices) % 2)
-        b.stored[source.value] = source.array
-        b.add("Gather", [x, source.value], axis=axis)
+    if form == "input" and not b.dynamic and size > 1:
+        b.add("Gather", [x, b.indices(indices.shape)], axis=axis)
         return
     b.add("Gather", [x, b.constant(indices, plain=True)], axis=axis)
 
 
 def embedding(b: Builder) -> None:
     """Rows of a constant table, picked at run time."""
-    if b.opset < 11:
-        return
     x = b.pick()
-    rows = b.aside("ArgMax", x, x.array.argmax(axis=-1), axis=len(x.shape) - 1, keepdims=0)
-    table = b.constant(b.floats(x.shape[-1], b.number(1, 4)), share=True)
+    rows = b.indices((BATCH, *x.shape[1:-1]))
     b.axis = -1
-    b.add("Gather", [table, rows], axis=0)
+    b.add("Gather", [b.constant(b.floats(b.number(2, 4), b.number(1, 4)), share=True), rows], axis=0)
 
 
 def split(b: Builder) -> None:
@@ -267,10 +270,14 @@ def split(b: Builder) -> None:
 
 def blocks(b: Builder) -> None:
     x = b.pick()
-    if len(x.shape) == 4:
-        mode = b.one("DCR", "CRD") if b.opset >= 11 else None
-        wide = x.shape[1] % 4 == 0
-        b.add("DepthToSpace", [x], blocksize=2, mode=mode) if wide else b.add("SpaceToDepth", [x], blocksize=2)
+    if len(x.shape) != 4:
+        return
+    if x.shape[1] % 4 and x.shape[2] % 2 == x.shape[3] % 2 == 0:
+        b.add("SpaceToDepth", [x], blocksize=2)
+        return
+    if x.shape[1] % 4 and b.add("Conv", [x, b.constant(b.floats(4 * b.number(1, 2), x.shape[1], 1, 1), share=True)]):
+        x = b.tensors[-1]
+    b.add("DepthToSpace", [x], blocksize=2, mode=b.one("DCR", "CRD") if b.opset >= 11 else None)
 
 
 def resize(b: Builder) -> None:

@@ -50,7 +50,6 @@ def test_narrower_types_lose_no_more_than_the_rounding_of_each_constant(recipe: 
     """The outputs move less than ten times as far as a unit roundoff in each folded constant moves them."""
     assume(dtype is not ir.DataType.BFLOAT16 or recipe.opset >= _BFLOAT16_OPSET)
     model = with_dtype(recipe.model(), dtype)
-    assume(all(node.op_type != "ArgMax" for node in model.graph))  # it jumps
     after = model.clone()
     report = fold(after)
     onnx.checker.check_model(ir.to_proto(after), full_check=True)
