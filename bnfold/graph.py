@@ -66,17 +66,18 @@ class ModelGraph:
         """``wish``, or ``wish_1``, ``wish_2``, … if that name is taken anywhere in the model."""
         return _fresh(wish, self._names)
 
-    def add_constant(self, array: NDArray[Any], wish: str) -> ir.Value:
+    def add_constant(self, data: NDArray[Any] | ir.LazyTensor, wish: str) -> ir.Value:
         """Register a new initializer in the main graph, where the bodies of control flow see it too."""
         name = self.fresh_name(wish)
-        tensor = ir.Tensor(np.ascontiguousarray(array), name=name)
+        tensor = ir.Tensor(np.ascontiguousarray(data)) if isinstance(data, np.ndarray) else data
+        tensor.name = name
         value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
         self.model.graph.register_initializer(value)
         if self.model.ir_version < 4:
             self.model.graph.inputs.append(value)
         return value
 
-    def set_constant(self, node: ir.Node, index: int, array: NDArray[Any], wish: str) -> ir.Value:
+    def set_constant(self, node: ir.Node, index: int, data: NDArray[Any] | ir.LazyTensor, wish: str) -> ir.Value:
         """Give a node another constant as input ``index`` and return it.
 
         A constant that nothing else uses keeps its name; one that is shared, computed, or visible to the
@@ -90,7 +91,7 @@ class ModelGraph:
             name = old.name
             node.replace_input_with(index, None)
             self.release(old)
-        new = self.add_constant(array, name)
+        new = self.add_constant(data, name)
         self.use(node, index, new)
         return new
 

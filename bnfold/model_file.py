@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
@@ -85,13 +84,9 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
 def _read(source: Path) -> memoryview:
     """The bytes of a file. They are read, not mapped: another program may write to the file later."""
     with source.open("rb") as stream:
-        size = os.fstat(stream.fileno()).st_size
-        if size >= _MESSAGE_LIMIT:
+        if os.fstat(stream.fileno()).st_size >= _MESSAGE_LIMIT:
             raise ModelError(f"{source} is no ONNX file: without its external data, one is smaller than 2 GiB")
-        buffer = np.empty(size, np.uint8).data  # unlike a bytes object, in huge pages: several times as fast
-        content = buffer[: stream.readinto(buffer)]
-        rest = stream.read()  # all of it, where the file is a pipe
-    return memoryview(bytes(content) + rest) if rest else content
+        return memoryview(stream.read())
 
 
 def _parsed(content: memoryview, label: str) -> tuple[onnx.ModelProto, Weights]:
@@ -286,7 +281,7 @@ def write_model(model: ir.Model, path: Path, *, external_data: ExternalData = "a
         raise too_large
     with path.open("wb") as stream:
         for piece in pieces:
-            if isinstance(piece, ir.Tensor | ir.ExternalTensor):
+            if isinstance(piece, ir.Tensor | ir.ExternalTensor | ir.LazyTensor):
                 piece.tofile(stream)  # copies nothing
             else:
                 stream.write(_bytes_of(piece))

@@ -9,8 +9,8 @@ An affine ``s, t`` after it gives ``W' = s ⊙ W`` on the output channels and ``
 gives ``W' = W ⊙ s`` on the input channels and ``b' = b + Σ W · t``, where every output position sees every tap; an
 op that pads sees zeros instead of ``t`` at its border, so there ``t`` must be zero.
 
-The scales are kept beside the stored kernel, in float64, until :meth:`Linear.rounded`: each weight is rounded once,
-however many affines reach it, and a kernel that no affine reaches is never copied.
+The scales are kept beside the stored kernel, in float64, until :meth:`Linear.rounded_kernel`: each weight is rounded
+once, however many affines reach it, and a kernel that no affine reaches is never copied.
 
 Source: the ONNX operator specification of Conv, ConvTranspose, Gemm and MatMul.
 """
@@ -36,21 +36,6 @@ Attributes = Mapping[str, Any]
 
 #: Weights computed in float64 at a time.
 _PIECE = 1 << 16
-
-
-@dataclass(frozen=True, eq=False)
-class Rounded:
-    """A linear op's constants in the dtype of the model.
-
-    Attributes:
-        kernel: ``(group, out, in, taps)``.
-        bias: float64-composed and rounded; None where it is zero and was absent.
-        error: largest ``|rounded − exact|``, relative to the largest magnitude in the same output channel.
-    """
-
-    kernel: Array
-    bias: Array | None
-    error: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,21 +134,30 @@ class Linear:
             return None
         return replace(self, out_scale=self.out_scale * self.in_scale[0], in_scale=np.ones_like(self.in_scale))
 
-    def rounded(self) -> Rounded:
-        """The constants with everything absorbed, each rounded once, given that there is no :meth:`problem`."""
-        dtype = self.dtype
-        kernel = np.empty(self.kernel.shape, dtype)
+    def rounded_kernel(self) -> Array:
+        """The kernel with everything absorbed, each weight rounded once, given that there is no :meth:`problem`."""
+        kernel = np.empty(self.kernel.shape, self.dtype)
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            for index in self._pieces():
+                kernel[index] = self._exact(index)
+        return kernel
+
+    def rounded_bias(self) -> Array | None:
+        """The bias, likewise; None where it is zero and was absent."""
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            return None if self.bias is None else self.bias.astype(self.dtype)
+
+    def rounding_error(self) -> float:
+        """The largest ``|rounded − exact|`` of any weight, relative to the largest one of the same output channel."""
         worst = 0.0
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             for index in self._pieces():
                 exact = self._exact(index)
-                kernel[index] = exact
                 largest = _magnitude(exact, (2, 3))
-                exact -= kernel[index]
+                exact -= exact.astype(self.dtype)
                 error = _magnitude(exact, (2, 3))
                 worst = max(worst, float((error / np.where(largest > 0, largest, 1)).max(initial=0)))
-            bias = None if self.bias is None else self.bias.astype(dtype)
-        return Rounded(kernel, bias, worst)
+        return worst
 
     def exact(self) -> Float64Array:
         """The kernel with everything absorbed, ``(group, out, in, taps)`` in float64."""
@@ -228,11 +222,11 @@ class Linear:
         costs, and more than twice what storing the weights as they are had cost it already.
         """
         dtype = self.dtype
-        rounded = self.rounded()
-        if not _all_finite(rounded.kernel) or (rounded.bias is not None and not _all_finite(rounded.bias)):
+        kernel, bias = self.rounded_kernel(), self.rounded_bias()
+        if not _all_finite(kernel) or (bias is not None and not _all_finite(bias)):
             return Refusal(Reason.OVERFLOW, f"a folded weight or bias would overflow {dtype.name}")
         exact = self.exact()
-        largest, error = np.abs(exact), np.abs(exact - rounded.kernel.astype(np.float64))
+        largest, error = np.abs(exact), np.abs(exact - kernel.astype(np.float64))
         half_step = _limit(dtype, "smallest_subnormal") / 2
         for axes, stored in (((2, 3), self.out_magnitude), ((1, 3), self.in_magnitude)):
             own = half_step / np.where((stored > 0) & (not self.is_new), stored, np.inf)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from bnfold.fold.absorb import Pending, has_runtime_bias
 from bnfold.fold.affine_ops import rewrite
@@ -26,14 +30,14 @@ _WeightKey = tuple[ir.Value, tuple[object, ...], bytes, bytes]
 
 
 def _write_linear(graph: ModelGraph, node: ir.Node, linear: Linear, shared: dict[_WeightKey, ir.Value]) -> float:
-    rounded = linear.rounded()
+    bias = linear.rounded_bias()
     weight = node.inputs[1]
     assert weight is not None
     attributes = attributes_of(node)
     name = weight.name or label(node)
-    if rounded.bias is not None:
+    if bias is not None:
         # First, because an exported bias is often computed from the shape of the weight, and so shares it.
-        graph.set_constant(node, 2, rounded.bias, bias_name(name))
+        graph.set_constant(node, 2, bias, bias_name(name))
     if linear.changed and linear.quantization is not None:
         changed = linear.quantization.times(linear.out_scale)
         assert isinstance(changed, Quantization), "a fold was planned that cannot be written"
@@ -50,12 +54,28 @@ def _write_linear(graph: ModelGraph, node: ir.Node, linear: Linear, shared: dict
         if key in shared:
             graph.use(node, 1, shared[key])
         else:
-            stored = LINEAR_OPS[node.op_type].stored(rounded.kernel, attributes, linear.taps)
-            shared[key] = graph.set_constant(node, 1, stored, name)
+            shared[key] = graph.set_constant(node, 1, _stored(weight, node, linear, graph), name)
     node.attributes.pop("alpha", None)  # it is in the weight now, and beta in the bias
     if not has_runtime_bias(node, graph):
         node.attributes.pop("beta", None)
-    return rounded.error
+    return linear.rounding_error() if linear.changed else 0.0
+
+
+def _stored(weight: ir.Value, node: ir.Node, linear: Linear, graph: ModelGraph) -> NDArray[Any] | ir.LazyTensor:
+    """The weight to be stored; one that takes the place of another is computed when it is asked for, each time.
+
+    Written to a file, it is then in memory no longer than that takes, and a model may be as large as the memory.
+    """
+    attributes, store = attributes_of(node), LINEAR_OPS[node.op_type].stored
+    if linear.is_new:
+        return store(linear.rounded_kernel(), attributes, linear.taps)
+    present = graph.constants.array(weight)
+    assert present is not None
+
+    def compute() -> ir.Tensor[NDArray[Any]]:
+        return ir.Tensor(np.ascontiguousarray(store(linear.rounded_kernel(), attributes, linear.taps)))
+
+    return ir.LazyTensor(compute, ir.DataType.from_numpy(linear.dtype), ir.Shape(present.shape))
 
 
 def bias_name(weight: str) -> str:
