@@ -57,6 +57,12 @@ CASES = [
     ),
     case(Reason.WEIGHT_NOT_CONSTANT, IN + "{{ c = Conv(x, r) {body} }}", f"y = {BN}", ", double[4,3,3,3] r"),
     Case(
+        Reason.ROUNDED_BETWEEN,
+        "g (float[N,4,8,8] x) => (float[N,4,8,8] y) { u = QuantizeLinear(x, qs, qz) c = DequantizeLinear(u, qs, qz) "
+        f"y = {BN} }}",
+        QUANTIZED,
+    ),
+    Case(
         Reason.WEIGHT_QUANTIZED,
         "g (float[N,4,6,6] x) => (float[N,4,6,6] y) { c = Tanh(x) d = BatchNormalization(c, scale, bias, mean, var) "
         "r = DequantizeLinear(q, qs, qz) y = Conv(d, r) }",

@@ -86,6 +86,9 @@ class _Search:
         )
 
 
+#: Ops that carry values over in steps, which no affine crosses unchanged.
+_ROUNDING = frozenset({"DequantizeLinear", "QuantizeLinear"})
+
 #: The answer of a search that went as far as it may without an end.
 TOO_FAR = Refusal(Reason.UNSUPPORTED_OP, "not searched any further")
 
@@ -195,6 +198,10 @@ class Planner:
             return None
         if in_default_domain(producer) and producer.op_type in RULES:
             return self._leave_across(search, producer, value.index() or 0, moving)
+        if producer.op_type in _ROUNDING:
+            return Refusal(
+                Reason.ROUNDED_BETWEEN, f"{label(producer)} ({producer.op_type}) rounds what comes before it"
+            )
         return Refusal(Reason.PRODUCER_NOT_LINEAR, f"its input comes from {producer.op_type} ({label(producer)})")
 
     def _leave_affine(self, search: _Search, producer: Site, moving: ChannelAffine) -> Refusal | None:

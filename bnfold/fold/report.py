@@ -23,6 +23,7 @@ class Reason(StrEnum):
     OTHER_SCOPE = "other-scope"
     WEIGHT_NOT_CONSTANT = "weight-not-constant"
     WEIGHT_QUANTIZED = "weight-quantized"
+    ROUNDED_BETWEEN = "rounded-between"
     PARAMETERS_NOT_CONSTANT = "parameters-not-constant"
     PARAMETERS_INVALID = "parameters-invalid"
     OVERRIDABLE_INPUT = "overridable-input"
@@ -49,6 +50,7 @@ HINTS: dict[Reason, str] = {
     Reason.OVERRIDABLE_INPUT: "pass --freeze-inputs if no caller feeds that input",
     Reason.TRAINING_MODE: "export the network in eval() mode",
     Reason.WEIGHT_QUANTIZED: "fold before quantizing",
+    Reason.ROUNDED_BETWEEN: "fold before quantizing",
     Reason.PADDING: "move the padding ahead of the batch norm, or train with the batch norm after the convolution",
     Reason.UNKNOWN_SHAPE: "run shape inference, or export with static shapes",
     Reason.OVERFLOW: "keep this layer in a wider dtype",

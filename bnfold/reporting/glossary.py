@@ -59,6 +59,9 @@ REASONS: Mapping[Reason, Entry] = {
     Reason.WEIGHT_QUANTIZED: Entry(
         "the weight beside it is quantized", "A quantized weight cannot hold the product exactly."
     ),
+    Reason.ROUNDED_BETWEEN: Entry(
+        "what it reads was quantized first", "The values in between are rounded to few steps, which a fold would move."
+    ),
     Reason.PARAMETERS_NOT_CONSTANT: Entry(
         "its own parameters are computed while the model runs", "What it does is not known before the model runs."
     ),
