@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bnfold.cli.options import LEVELS, input_shapes
+from bnfold.cli.options import LEVELS, input_shapes, report_file
 from bnfold.cli.render import Output, common_options, table
 
 if TYPE_CHECKING:
@@ -28,17 +28,6 @@ def _listed(
         return tuple(item.convert(part, parameter, context) for part in parts)
 
     return parse
-
-
-def _out_file(context: click.Context, parameter: click.Parameter, value: str | None) -> Path | None:
-    """A file whose suffix names a format."""
-    if value is None:
-        return None
-    path = Path(value)
-    if path.suffix.lower() not in SUFFIXES:
-        known = ", ".join(SUFFIXES)
-        raise click.BadParameter(f"{value!r} has no known suffix; use one of {known}", context, parameter)
-    return path
 
 
 @click.command(name="benchmark")
@@ -65,7 +54,7 @@ def _out_file(context: click.Context, parameter: click.Parameter, value: str | N
               help="Let ONNX Runtime's idle threads spin before they sleep.")  # fmt: skip
 @click.option("--control/--no-control", default=True, show_default=True,
               help="Run the first model in a second process too, to see how much is noise.")  # fmt: skip
-@click.option("--out", metavar="FILE", callback=_out_file,
+@click.option("--out", metavar="FILE", callback=report_file(*SUFFIXES),
               help=f"Write a report: {', '.join(SUFFIXES)} (every sample in .json).")  # fmt: skip
 @click.option("--fail-if-slower", "limit", type=click.FloatRange(min=0), metavar="PCT",
               help="Exit with 1 if a model is shown to be slower than the first by more than PCT per cent: "

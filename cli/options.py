@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -33,6 +34,32 @@ def _named_shapes(
             raise click.BadParameter(f"{value!r} is not of the form NAME=1,3,224,224", context, parameter)
         shapes[name] = sizes
     return shapes
+
+
+def report_file(*suffixes: str) -> Callable[[click.Context, click.Parameter, str | None], Path | None]:
+    """A callback for the path of a report whose suffix names a format."""
+
+    def parse(context: click.Context, parameter: click.Parameter, value: str | None) -> Path | None:
+        return None if value is None else _report_path(context, parameter, value, suffixes)
+
+    return parse
+
+
+def report_files(*suffixes: str) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], tuple[Path, ...]]:
+    """The same for an option that may be repeated."""
+
+    def parse(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[Path, ...]:
+        return tuple(_report_path(context, parameter, value, suffixes) for value in values)
+
+    return parse
+
+
+def _report_path(context: click.Context, parameter: click.Parameter, value: str, suffixes: tuple[str, ...]) -> Path:
+    path = Path(value)
+    if path.suffix.lower() not in suffixes:
+        known = ", ".join(suffixes)
+        raise click.BadParameter(f"{value!r} has no known suffix; use one of {known}", context, parameter)
+    return path
 
 
 def input_shapes(command: _Command) -> _Command:

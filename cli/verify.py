@@ -7,63 +7,56 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bnfold.cli.options import LEVELS, input_shapes
+from bnfold.cli.options import LEVELS, input_shapes, report_files
 from bnfold.cli.render import Output, common_options, table
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from bnfold.verification.folds import FoldsResult
     from bnfold.verification.localization import Cause
-    from bnfold.verification.result import FeedResult, OutputResult, VerifyResult
-    from bnfold.verification.verdict import Run
+    from bnfold.verification.result import VerifyResult
+
+#: Kept in step with bnfold.verification.report.FORMATS by a test: --help must not import it.
+SUFFIXES = (".json", ".md", ".xml")
 
 _STYLE = {"equivalent": "green", "mismatch": "red", "nothing proven": "yellow"}
 
+#: Options that choose inputs; a golden file brings its own.
+_OF_INPUTS = {"inputs": "--inputs", "samples": "--samples", "seed": "--seed", "shapes": "--input-shape"}
 
-@click.command("verify", epilog="Exit code: 0 equivalent; 1 a mismatch, or nothing was proven; 3 bad input.")
-@click.argument("reference", type=click.Path(path_type=Path))
-@click.argument("candidate", type=click.Path(path_type=Path))
-@click.option(
-    "--inputs",
-    type=click.Path(path_type=Path),
-    metavar="FILE|DIR",
-    help="Your own inputs: .npz keyed by input name, .npy, or a folder of those or of ONNX test data.",
+
+@click.command(
+    "verify",
+    epilog="Exit code: 0 equivalent; 1 a mismatch, or nothing was proven; 3 bad input.",
 )
-@click.option(
-    "--samples",
-    type=click.IntRange(min=1),
-    default=2,
-    show_default=True,
-    help="Random sets of inputs for each batch size.",
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random inputs.")
+@click.argument("models", nargs=-1, required=True, metavar="REFERENCE CANDIDATE", type=click.Path(path_type=Path))
+@click.option("--inputs", type=click.Path(path_type=Path), metavar="FILE|DIR",
+              help="Your own inputs: .npz keyed by input name, .npy, .pb, an image, or a folder of those or of ONNX "
+                   "test data.")  # fmt: skip
+@click.option("--samples", type=click.IntRange(min=1), default=2, show_default=True,
+              help="Random sets of inputs for each batch size.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
+              help="Seed of the random inputs.")  # fmt: skip
 @input_shapes
-@click.option(
-    "--provider",
-    default="cpu",
-    show_default=True,
-    help="Execution provider of the run as shipped: cpu, cuda, or ONNX Runtime's name.",
-)
-@click.option(
-    "--level",
-    type=click.Choice(LEVELS),
-    default="all",
-    show_default=True,
-    help="Optimization level of the run as shipped.",
-)
+@click.option("--provider", default="cpu", show_default=True,
+              help="Execution provider to run on beside the CPU: cuda, or ONNX Runtime's name.")  # fmt: skip
+@click.option("--level", type=click.Choice(LEVELS), default="all", show_default=True,
+              help="Optimization level of the run as shipped.")  # fmt: skip
 @click.option("--rtol", type=click.FloatRange(min=0), help="Tolerance relative to the output's scale, not the rule.")
 @click.option("--atol", type=click.FloatRange(min=0), help="Absolute tolerance, not the rule.")
-@click.option(
-    "--runtime/--no-runtime", default=True, show_default=True, help="Run ONNX Runtime too, or compare in float64 only."
-)
+@click.option("--runtime/--no-runtime", default=True, show_default=True,
+              help="Run ONNX Runtime too, or compare in float64 only.")  # fmt: skip
 @click.option("--per-fold", is_flag=True, help="Prove each fold by itself, its algebra and its rounding apart.")
 @click.option("--localize", is_flag=True, help="On a mismatch, find the fold, operator or optimization that causes it.")
-@common_options  # fmt: skip
+@click.option("--out", "reports", multiple=True, metavar="FILE", callback=report_files(*SUFFIXES),
+              help=f"Write a report: {', '.join(SUFFIXES)} (JUnit); may be repeated.")  # fmt: skip
+@click.option("--save-golden", type=click.Path(path_type=Path), metavar="FILE.npz",
+              help="Keep what REFERENCE computes; CANDIDATE may be left out.")  # fmt: skip
+@click.option("--golden", type=click.Path(path_type=Path), metavar="FILE.npz",
+              help="Compare CANDIDATE alone with a file that --save-golden made.")  # fmt: skip
+@common_options
 def command(
     out: Output,
-    reference: Path,
-    candidate: Path,
+    models: tuple[Path, ...],
     inputs: Path | None,
     samples: int,
     seed: int,
@@ -75,14 +68,25 @@ def command(
     runtime: bool,
     per_fold: bool,
     localize: bool,
+    reports: tuple[Path, ...],
+    save_golden: Path | None,
+    golden: Path | None,
 ) -> None:
     """Decide whether CANDIDATE computes the same function as REFERENCE.
 
     Both run in float64, where only algebra and the rounding of weights tell them apart, and in ONNX Runtime, with its
     optimizations off and as shipped. The tolerance comes from the models' own precision; the rule is printed.
-    """
-    from bnfold.verification import VerifyOptions, verify
 
+    A machine that does not have REFERENCE can check with a golden file: `bnfold verify REFERENCE --save-golden
+    FILE.npz` makes it, and `bnfold verify --golden FILE.npz CANDIDATE` uses it.
+    """
+    _check_usage(len(models), golden, save_golden, deeper=per_fold or localize)
+    from bnfold.files import check_output_file
+    from bnfold.verification import VerifyOptions, record_golden, verify, verify_golden
+    from bnfold.verification.report import write_report
+
+    for report in reports:
+        check_output_file(report)
     options = VerifyOptions(
         inputs=inputs,
         samples=samples,
@@ -95,24 +99,74 @@ def command(
         atol=atol,
         per_fold=per_fold,
         localize=localize,
+        save_golden=save_golden if len(models) > 1 else None,
     )
     with out.progress() as progress:
-        result = verify(reference, candidate, options, progress)
+        if golden is not None:
+            result = verify_golden(golden, models[0], options, progress)
+        elif len(models) > 1:
+            result = verify(models[0], models[1], options, progress)
+        else:
+            assert save_golden is not None
+            record_golden(models[0], save_golden, options, progress)
+    if save_golden is not None:
+        out.say(f"Wrote {save_golden}.")
+    if golden is None and len(models) == 1:
+        out.document({"golden": str(save_golden)})
+        return
+    for report in reports:
+        write_report(result, report)
     _show(out, result)
     out.document(result.to_json())
     if not result.ok:
         out.answer_no()
 
 
+def _check_usage(count: int, golden: Path | None, save_golden: Path | None, *, deeper: bool) -> None:
+    """Refuse what cannot be meant."""
+    if golden is None:
+        if count != 2 and not (count == 1 and save_golden is not None):
+            raise click.UsageError("give REFERENCE and CANDIDATE; with --golden or --save-golden one model will do.")
+        return
+    if count != 1:
+        raise click.UsageError("--golden stands for the reference: give CANDIDATE alone.")
+    if save_golden is not None or deeper:
+        raise click.UsageError(
+            "a golden file does not hold the reference, which --save-golden, --per-fold and --localize need."
+        )
+    context = click.get_current_context()
+    for name, option in _OF_INPUTS.items():
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            raise click.UsageError(f"a golden file brings its own inputs: leave {option} out.")
+
+
 def _show(out: Output, result: VerifyResult) -> None:
+    from bnfold.verification.tables import (
+        VERDICT_COLUMNS,
+        decisions,
+        feed_columns,
+        feed_rows,
+        metric_columns,
+        metric_rows,
+        verdict_rows,
+    )
+
     out.say(f"{result.sentence[0].upper()}{result.sentence[1:]}.", _STYLE[result.verdict])
     if result.outputs:
-        rows = [_row(output, output.worst_feed, [_verdict(output)]) for output in result.outputs]
-        title = "Largest error over the output's scale, on the inputs that come nearest to a bound"
-        out.show(_table(title, [*_COLUMNS, "verdict"], rows))
-        every = [_row(output, feed, [feed.kind]) for output in result.outputs for feed in output.feeds]
-        if out.verbose:
-            out.show(_table("All inputs", [*_COLUMNS, "kind"], every))
+        rows = [(output.name, *row) for output in result.outputs for row in verdict_rows(output)]
+        title = "Largest error over the output's scale, where it comes nearest to its bound"
+        out.show(table(title, ["output", *VERDICT_COLUMNS], rows, right=VERDICT_COLUMNS[1:4], fixed=["run", "verdict"]))
+    for output in result.outputs if out.verbose else ():
+        columns = metric_columns(output)
+        title = f"Output {output.name} ({output.dtype}): the random inputs together"
+        out.show(table(title, columns, metric_rows(output), right=columns[1:], fixed=columns[:1]))
+        columns = feed_columns(output)
+        title = f"Output {output.name}: largest difference over scale, on each set of inputs"
+        out.show(table(title, columns, feed_rows(output), right=columns[1:], fixed=columns[:1]))
+    if out.verbose:
+        for sentence in decisions(result):
+            out.say(sentence)
+    if result.rule:
         out.say(f"Rule: {result.rule}")
     if result.folds is not None:
         _show_folds(out, result.folds)
@@ -155,37 +209,3 @@ def _show_cause(out: Output, cause: Cause) -> None:
     if rows:
         shown = rows if out.verbose else rows[:_FEW]
         out.show(table("What was found, in the order of the graph", ["name", "what", "finding"], shown))
-
-
-_COLUMNS = ["output", "inputs", "scale", "original", "float64", "allowed", "ORT", "shipped", "allowed in ORT"]
-
-
-def _table(title: str, columns: list[str], rows: list[list[str]]) -> RenderableType:
-    return table(title, columns, rows, right=_COLUMNS[2:], fixed=["output", "verdict"])
-
-
-def _row(output: OutputResult, feed: FeedResult, end: list[str]) -> list[str]:
-    def relative(value: float | None) -> str:
-        if value is None:
-            return "-"
-        return f"{value / feed.scale:.1e}" if feed.scale > 0 else f"{value:.1e} abs"
-
-    def error(run: Run) -> str:
-        return relative(feed.metrics[run].max_abs if run in feed.metrics else None)
-
-    return [
-        output.name,
-        feed.feed,
-        f"{feed.scale:.3g}",
-        error("original"),
-        error("candidate_float64"),
-        relative(feed.bound_float64) if "candidate_float64" in feed.metrics else "-",
-        error("candidate_plain"),
-        error("candidate_shipped"),
-        relative(feed.bound_runtime) if "candidate_shipped" in feed.metrics else "-",
-        *end,
-    ]
-
-
-def _verdict(output: OutputResult) -> str:
-    return "ok" if output.judgement.equivalent else "MISMATCH"

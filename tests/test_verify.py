@@ -282,3 +282,94 @@ def test_a_resnet50_is_verified_in_full_size():
     assert verify(*_pair(network), options).ok
     damage = DAMAGES["one channel of one weight off by 1 %"](network, np.random.default_rng(0))
     assert verify(*_pair(network, damage), options).verdict == "mismatch"
+
+
+def test_a_candidate_that_fails_where_the_reference_runs_is_a_mismatch():
+    declared = "agraph (float[N,4] x) => (float[N,4] y) <int64[2] s = {1, 4}, int64[2] t = {-1, 4}> "
+    one, frozen = (_parsed(f"{declared}{{ h = Neg(x)  y = Reshape(h, {name}) }}") for name in "ts")
+    for options in (VerifyOptions(), FLOAT64_ONLY):
+        result = verify(one, frozen, options)
+        assert result.verdict == "mismatch"
+        assert "fails where the reference runs" in result.sentence
+        assert "batch 3" in result.sentence
+
+
+def test_a_candidate_alone_outside_of_float64_is_held_against_float64_all_the_same():
+    text = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>\nagraph (float[N,2] x) => (float[N,2] y) '
+    weights = "<float[2,2] w = {1.1, 2, 3, 4}> "
+    body = "{ y = com.microsoft.FusedMatMul <alpha = %s> (x, w) }"
+    reference = ir.from_proto(onnx.parser.parse_model(text + weights + "{ y = MatMul(x, w) }"))
+    fused, wrong = (ir.from_proto(onnx.parser.parse_model(text + weights + body % a)) for a in ("1.0", "1.001"))
+    result = verify(reference, fused)
+    assert result.ok, result.sentence
+    assert result.reference == "float64"
+    assert any("the candidate does not run in float64" in note for note in result.notes)
+    assert verify(reference, wrong).verdict == "mismatch"
+    with pytest.raises(ModelError, match="FusedMatMul"):
+        verify(reference, fused, FLOAT64_ONLY)
+
+
+def _flattened(side):
+    """A network that leaves its sides open and runs at one of them only."""
+    count = 3 * side * side
+    weight = ir.tensor(np.random.default_rng(0).standard_normal((count, 2)).astype(np.float32), name="w")
+    text = "agraph (float[N,3,H,W] x) => (float[N,2] y) { f = Flatten(x)  y = MatMul(f, w) }"
+    model = _parsed(text)
+    value = ir.Value(name="w", const_value=weight, type=ir.TensorType(weight.dtype), shape=weight.shape)
+    model.graph.initializers["w"] = value
+    next(node for node in model.graph if node.op_type == "MatMul").replace_input_with(1, value)
+    return model
+
+
+@pytest.mark.parametrize("runtime", [True, False])
+def test_sides_at_which_the_reference_runs_are_found_and_others_left_out(runtime):
+    reference = _flattened(32)
+    candidate = reference.clone()
+    (final,) = (node for node in candidate.graph if node.op_type == "MatMul")
+    final.outputs[0].name = "h"
+    candidate.graph.append(ir.Node("", "Identity", [final.outputs[0]], outputs=[ir.Value(name="y")]))
+    candidate.graph.outputs[0] = candidate.graph[-1].outputs[0]
+    result = verify(reference, candidate, VerifyOptions(runtime=runtime))
+    assert result.ok, result.sentence
+    assert not any("H=" in feed for feed in result.feeds)
+    assert any("does not run on these inputs, left out: random H=1 W=1" in note for note in result.notes)
+
+
+def test_a_reference_that_runs_at_no_size_that_was_tried_asks_for_one():
+    with pytest.raises(ModelError, match="--input-shape"):
+        verify(_flattened(10), _flattened(11))
+
+
+def test_a_sequence_as_output_is_refused():
+    text = "agraph (float[4,2] x) => (seq(float[2,2]) y) { y = SplitToSequence(x) }"
+    with pytest.raises(ModelError, match="output 'y' is not a tensor but a sequence"):
+        verify(_parsed(text), _parsed(text.replace("SplitToSequence(x)", "SplitToSequence <axis = 1> (x)")))
+
+
+def test_an_output_whose_sizes_alone_depend_on_the_inputs_proves_nothing():
+    text = "agraph (float[N,2] x) => (float[N,2] y) "
+    one = _parsed(text + "{ s = Shape(x)  y = ConstantOfShape(s) }")
+    other = _parsed(text + "{ n = Neg(x)  s = Shape(n)  y = ConstantOfShape(s) }")
+    assert verify(one, other).verdict == "nothing proven"
+
+
+def test_decisions_that_an_allowed_error_could_turn_are_noted():
+    text = (
+        "agraph (float[N,2] x) => (float[N,2] y) <float[2,1] w = {1, 2}, float[1,2] k = {1, 1}> "
+        "{ h = MatMul(x, w)  y = %s(h, k) }"
+    )
+    result = verify(_parsed(text % "MatMul"), _parsed(text % "Mul"))
+    assert result.ok
+    assert any("so close to a tie" in note for note in result.notes)
+    (output,) = result.outputs
+    assert output.close_decisions == output.decisions == 24
+
+
+def test_every_open_dimension_is_varied():
+    text = "agraph (float[N,3,H,W] x) => (float[N,1,H,W] y) <float[1,3,1,1] w = {1, 2, 3}> "
+    one = _parsed(text + "{ y = Conv(x, w) }")
+    wrong = "<float[1,3,1,1] w = {1, 2, 3}, int64[4] s = {-1, 1, 64, 64}> { h = Conv(x, w)  y = Reshape(h, s) }"
+    result = verify(one, _parsed(text.partition("<")[0] + wrong))
+    assert result.verdict == "mismatch"
+    assert "H=" in result.sentence
+    assert sum(" H=" in feed for feed in result.feeds) == 3

@@ -12,6 +12,7 @@ import pytest
 from verify_networks import DAMAGES, random_network
 
 from bnfold.cli.main import main
+from bnfold.cli.verify import SUFFIXES
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def _run(files, *arguments):
 def test_an_honest_fold_exits_with_0_and_says_why(files, capsys):
     assert _run(files, "original.onnx", "folded.onnx") == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert shown.startswith("The candidate computes the same function: 1 output agrees on 7 sets of inputs")
+    assert shown.startswith("The candidate computes the same function: 1 output agrees on 10 sets of inputs")
     assert "Rule: In float64" in shown
     assert " ok" in shown
 
@@ -111,6 +112,12 @@ def test_bad_input_exits_with_3_and_one_sentence(files, capsys, arguments, messa
     [("original.onnx",), ("original.onnx", "folded.onnx", "--input-shape", "x"),
      ("original.onnx", "folded.onnx", "--input-shape", "x=0"),
      ("original.onnx", "folded.onnx", "--samples", "0"),
+     ("original.onnx", "folded.onnx", "damaged.onnx"),
+     ("original.onnx", "folded.onnx", "--golden", "g.npz"), ("--golden", "g.npz"),
+     ("--golden", "g.npz", "folded.onnx", "--seed", "0"), ("--golden", "g.npz", "folded.onnx", "--inputs", "in.npz"),
+     ("--golden", "g.npz", "folded.onnx", "--per-fold"),
+     ("--golden", "g.npz", "folded.onnx", "--save-golden", "h.npz"),
+     ("original.onnx", "folded.onnx", "--out", "report.txt"),
      ("original.onnx", "folded.onnx", "--level", "most"), ("original.onnx", "folded.onnx", "--rtol", "-1")],
 )  # fmt: skip
 def test_wrong_usage_exits_with_2(files, capsys, arguments):
@@ -137,3 +144,55 @@ def test_each_fold_is_shown_and_a_wrong_one_is_named(files, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "CONSTANTS" in shown
     assert "units in the last place away" in shown
+
+
+def test_golden_files_stand_for_the_reference(files, capsys, tmp_path):
+    golden = str(tmp_path / "g.npz")
+    assert _run(files, "original.onnx", "--save-golden", golden) == 0
+    assert capsys.readouterr().out == f"Wrote {golden}.\n"
+    assert _run(files, "--golden", golden, "folded.onnx", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["models"]["reference"].startswith(golden)
+    assert _run(files, "--golden", golden, "damaged.onnx") == 1
+
+
+def test_a_golden_file_can_be_made_beside_a_verdict(files, capsys, tmp_path):
+    golden = tmp_path / "g.npz"
+    assert _run(files, "original.onnx", "damaged.onnx", "--save-golden", str(golden)) == 1
+    assert f"Wrote {golden}" in capsys.readouterr().out
+    assert golden.exists()
+
+
+def test_a_foreign_golden_file_exits_with_3(files, capsys, tmp_path):
+    (tmp_path / "g.npz").write_text("no")
+    assert _run(files, "--golden", str(tmp_path / "g.npz"), "folded.onnx") == 3
+    assert "no golden file" in capsys.readouterr().err
+
+
+def test_reports_are_written_in_every_format(files, tmp_path, capsys):
+    names = [str(tmp_path / f"report{suffix}") for suffix in SUFFIXES]
+    arguments = [argument for name in names for argument in ("--out", name)]
+    assert _run(files, "original.onnx", "damaged.onnx", "-q", *arguments) == 1
+    assert all((tmp_path / f"report{suffix}").stat().st_size for suffix in SUFFIXES)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_formats_that_help_names_are_those_there_are():
+    from bnfold.verification.report import FORMATS
+
+    assert tuple(FORMATS) == SUFFIXES
+
+
+def test_verbose_shows_every_metric(files, capsys):
+    assert _run(files, "original.onnx", "folded.onnx", "-v", "--samples", "1") == 0
+    shown = capsys.readouterr().out
+    for name in ("max abs", "mean abs", "max / scale", "max ULP", "1 − cosine", "SNR", "top-1", "top-5", "near ties"):
+        assert name in shown
+    assert "all alike" in shown
+
+
+def test_tables_fit_eighty_columns(files, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert _run(files, "original.onnx", "folded.onnx", "-v") == 0
+    tables = [line for line in capsys.readouterr().out.splitlines() if not line[:1].isalpha() or "  " in line.strip()]
+    assert max(map(len, tables)) <= 80
+    assert "…" not in "".join(tables)

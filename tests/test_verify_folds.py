@@ -18,8 +18,9 @@ from bnfold.fold import fold
 from bnfold.fold.commute import RULES
 from bnfold.verification import VerifyOptions, verify
 from bnfold.verification.folds import FoldsResult, prove_folds
-from bnfold.verification.inputs import drawn_feeds, input_specs
+from bnfold.verification.inputs import drawn_feeds
 from bnfold.verification.oracle import Oracle
+from bnfold.verification.specs import input_specs
 
 FLOAT64_ONLY = VerifyOptions(runtime=False, per_fold=True)
 

@@ -15,7 +15,7 @@ RNG = np.random.default_rng(0)
 TRUTH = RNG.standard_normal((16, 4))
 
 
-def _observation(expected=TRUTH, kind="random", roundoff=U, shapes=None, **runs):
+def _observation(expected=TRUTH, kind="random", roundoff=U, problems=None, **runs):
     slices = {
         run: {1: np.abs(expected - actual).max(axis=0)}
         for run, actual in runs.items()
@@ -31,7 +31,7 @@ def _observation(expected=TRUTH, kind="random", roundoff=U, shapes=None, **runs)
         slice_count={1: (expected != 0).sum(axis=0).astype(float)},
         metrics={run: compare(expected, actual) for run, actual in runs.items()},
         slices=slices,
-        shapes=shapes or {},
+        problems=problems or {},
     )
 
 
@@ -86,7 +86,7 @@ def test_nan_is_a_mismatch_whatever_the_tolerance():
 
 
 def test_another_shape_is_a_mismatch():
-    observation = _observation(shapes={"candidate_shipped": "the shapes (1,) and (2,)"})
+    observation = _observation(problems={"candidate_shipped": "the shapes (1,) and (2,)"})
     judgement = judge([observation], Rule())
     assert not judgement.equivalent
     assert judgement.worst.problem == "the shapes (1,) and (2,)"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.random import default_rng
 from numpy.typing import NDArray
 
+from bnfold.draws import draw, fits, integer_limits, stream
 from bnfold.errors import InputError, ModelError
 
 #: numpy dtypes that ONNX Runtime's ``run`` takes and for which random numbers make sense.
@@ -122,7 +122,7 @@ def settle_shapes(
 
 
 def _settle(spec: InputSpec, batch: int | None, given: tuple[int, ...] | None) -> Feed:
-    if given is not None and not _allows(spec.shape, given):
+    if given is not None and not fits(spec.shape, given):
         raise InputError(f"the shape {_sizes(given)} does not fit the input {spec}")
     shape = list(spec.shape if given is None else given)
     if shape and spec.shape[0] is None and (batch is not None or given is None):
@@ -134,12 +134,6 @@ def _settle(spec: InputSpec, batch: int | None, given: tuple[int, ...] | None) -
             f"the input {spec} leaves a size open; give its shape with --input-shape {spec.name}={example}"
         )
     return Feed(spec.name, spec.dtype, settled)
-
-
-def _allows(declared: tuple[int | None, ...], given: tuple[int, ...]) -> bool:
-    return len(declared) == len(given) and all(
-        size is None or size == wanted for size, wanted in zip(declared, given, strict=True)
-    )
 
 
 def _sizes(shape: Sequence[int]) -> str:
@@ -157,13 +151,5 @@ def random_inputs(feeds: Sequence[Feed], seed: int) -> dict[str, NDArray[Any]]:
 
 
 def _random(feed: Feed, seed: int) -> NDArray[Any]:
-    generator = default_rng([seed, *feed.name.encode()])
     dtype = np.dtype(feed.dtype)
-    if dtype.kind == "f":
-        return generator.standard_normal(feed.shape, dtype=np.float32).astype(dtype)
-    if dtype.kind == "b":
-        return generator.integers(0, 2, feed.shape).astype(dtype)
-    if dtype.itemsize == 1:
-        limits = np.iinfo(dtype)
-        return generator.integers(limits.min, limits.max, feed.shape, dtype=dtype, endpoint=True)
-    return generator.integers(0, 2, feed.shape, dtype=dtype)
+    return draw(stream(seed, feed.name), dtype, feed.shape, integer_limits(dtype))

@@ -2,25 +2,59 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.verification.inputs import Feed
-from bnfold.verification.metrics import UNIT_ROUNDOFF, Metrics, compare, deviation, is_float, scale_of
+from bnfold.verification.metrics import (
+    SMALLEST,
+    UNIT_ROUNDOFF,
+    Metrics,
+    compare,
+    deviation,
+    is_float,
+    margins,
+    scale_of,
+)
 from bnfold.verification.verdict import Observation, Run, Slices
 
 Array = NDArray[Any]
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A model did not run on a set of inputs.
+
+    Attributes:
+        message: why not.
+    """
+
+    message: str
+
+
+#: What a model makes of a set of inputs.
+Outcome = Mapping[str, Array] | Failure
+
+
 @dataclass
-class _Record:
+class Record:
+    """What was measured on one output for one set of inputs.
+
+    Attributes:
+        metrics: by run.
+        slices: by run, for each axis, the largest difference in each slice.
+        problems: by run, why there is nothing to compare.
+        excused: elements where a run need not match what is expected.
+    """
+
     metrics: dict[Run, Metrics] = field(default_factory=dict)
     slices: dict[Run, Slices] = field(default_factory=dict)
-    shapes: dict[Run, str] = field(default_factory=dict)
+    problems: dict[Run, str] = field(default_factory=dict)
     excused: Array | None = None
 
 
@@ -31,57 +65,83 @@ class Measurement:
         feeds: the sets of inputs.
         types: each output's data type.
         expected: the true outputs, one mapping for each set of inputs.
+
+    Attributes:
+        records: what was measured, for each set of inputs by output.
     """
 
     def __init__(
         self, feeds: Sequence[Feed], types: Mapping[str, str], expected: Sequence[Mapping[str, Array]]
     ) -> None:
-        self._feeds = feeds
+        self.feeds = feeds
         self.types = types
-        self._expected = expected
-        self._records = [{name: _Record() for name in types} for _ in feeds]
+        self.expected = expected
+        self.records: Sequence[Mapping[str, Record]] = [{name: Record() for name in types} for _ in feeds]
 
-    def record(self, run: Run, outputs: Iterable[Mapping[str, Array]], *, excuse: bool = False) -> None:
+    def copy(self) -> Measurement:
+        """One that can grow without changing this one."""
+        other = Measurement(self.feeds, self.types, self.expected)
+        other.records = [
+            {
+                name: Record(dict(record.metrics), dict(record.slices), dict(record.problems), record.excused)
+                for name, record in records.items()
+            }
+            for records in self.records
+        ]
+        return other
+
+    def record(self, run: Run, outcomes: Iterable[Outcome], *, excuse: bool = False) -> None:
         """Compare a run with what is expected.
 
         Args:
             run: its name.
-            outputs: one mapping for each set of inputs, in order.
+            outcomes: one for each set of inputs, in order.
             excuse: where this run is not finite, later ones need not match what is expected: the reference itself
                 overflows there.
         """
-        for index, results in enumerate(outputs):
+        for index, outcome in enumerate(outcomes):
             for name in self.types:
-                record, expected, actual = self._records[index][name], self._expected[index][name], results[name]
-                if expected.shape != actual.shape:
-                    record.shapes[run] = f"the shapes {expected.shape} and {actual.shape}"
-                    continue
-                dtype = self.types[name] if self.types[name] in UNIT_ROUNDOFF else "float32"
-                if excuse and is_float(actual):
-                    strange = ~np.isfinite(actual.astype(np.float64)) & np.isfinite(expected)
-                    record.excused = strange if strange.any() else None
-                record.metrics[run] = compare(expected, actual, dtype, record.excused)
-                if is_float(expected):
-                    record.slices[run] = _slices(deviation(expected, actual, record.excused)[0])
+                self._record(run, self.records[index][name], self.expected[index][name], outcome, name, excuse=excuse)
 
-    def copy(self) -> Measurement:
-        """The same so far; what is recorded from then on is its own."""
-        twin = Measurement(self._feeds, self.types, self._expected)
-        twin._records = [
-            {
-                name: replace(r, metrics=dict(r.metrics), slices=dict(r.slices), shapes=dict(r.shapes))
-                for name, r in records.items()
-            }
-            for records in self._records
-        ]
-        return twin
+    def record_again(self, run: Run, index: int, outcome: Outcome) -> None:
+        """Compare a run on one set of inputs a further time; the worse of both counts."""
+        for name in self.types:
+            record, further = self.records[index][name], Record(excused=self.records[index][name].excused)
+            self._record(run, further, self.expected[index][name], outcome, name)
+            if run in further.metrics and further.metrics[run].max_abs > record.metrics[run].max_abs:
+                record.metrics[run] = further.metrics[run]
+            for axis, values in further.slices.get(run, {}).items():
+                known = record.slices[run]
+                record.slices[run] = {**known, axis: np.maximum(values, known[axis])}
+
+    def _record(
+        self, run: Run, record: Record, expected: Array, outcome: Outcome, name: str, *, excuse: bool = False
+    ) -> None:
+        if isinstance(outcome, Failure):
+            record.problems[run] = outcome.message
+            return
+        actual = outcome[name]
+        if expected.shape != actual.shape:
+            record.problems[run] = f"the shape is {actual.shape} where {expected.shape} is expected"
+            return
+        dtype = self.types[name] if self.types[name] in UNIT_ROUNDOFF else "float32"
+        if excuse and is_float(actual):
+            strange = ~np.isfinite(actual.astype(np.float64)) & np.isfinite(expected)
+            record.excused = strange if strange.any() else None
+        record.metrics[run] = compare(expected, actual, dtype, record.excused)
+        if is_float(expected):
+            record.slices[run] = _slices(deviation(expected, actual, record.excused)[0])
 
     def observations(self) -> dict[str, list[Observation]]:
         """All observations so far, by output, in the order of the sets of inputs."""
-        return {name: [self._observe(name, index) for index in range(len(self._feeds))] for name in self.types}
+        return {name: self.observations_of(name) for name in self.types}
+
+    def observations_of(self, name: str) -> list[Observation]:
+        """The observations of one output, in the order of the sets of inputs."""
+        return [self._observe(name, index) for index in range(len(self.feeds))]
 
     def _observe(self, name: str, index: int) -> Observation:
-        expected, record, feed = self._expected[index][name], self._records[index][name], self._feeds[index]
+        expected, record, feed = self.expected[index][name], self.records[index][name], self.feeds[index]
         floating = is_float(expected)
         magnitude = np.abs(np.where(np.isfinite(expected), expected, 0.0)) if floating else np.zeros(())
         return Observation(
@@ -94,29 +154,39 @@ class Measurement:
             slice_count=_slices((magnitude > 0).astype(np.float64), total=True),
             metrics=record.metrics,
             slices=record.slices,
-            shapes=record.shapes,
+            problems=record.problems,
+            smallest=SMALLEST.get(self.types[name], SMALLEST["float32"]),
+            margins=margins(np.where(np.isfinite(expected), expected, 0.0)) if floating else None,
         )
 
     def silent_outputs(self) -> dict[str, str]:
         """The outputs on which the inputs have no say, with the reason: agreement on them proves nothing."""
         reasons = {}
         for name in self.types:
-            values = [outputs[name] for outputs in self._expected]
-            if not any(np.isfinite(v).any() for v in values if is_float(v)) and is_float(values[0]):
+            values = [outputs[name] for outputs in self.expected]
+            if not any(value.size for value in values):
+                reasons[name] = f"output {name!r} is empty for all of the inputs"
+            elif is_float(values[0]) and not any(np.isfinite(value).any() for value in values):
                 reasons[name] = f"output {name!r} holds no finite number for any of the inputs"
-            elif len(values) > 1 and self._feeds[0].values and not _vary(values):
+            elif len(values) > 1 and self.feeds[0].values and not _vary(values):
                 reasons[name] = f"output {name!r} is the same for all of the inputs"
         return reasons
 
 
 def _vary(values: Sequence[Array]) -> bool:
-    """Whether any two samples differ: within a batch, or between arrays."""
-    first = next((v[:1] for v in values if v.ndim and v.shape[0]), values[0])
+    """Whether any two samples of one shape differ: within a batch, or between arrays; True where no two are alike."""
+    first: dict[tuple[int, ...], Array] = {}
+    seen: Counter[tuple[int, ...]] = Counter()
     for value in values:
-        sample = first if value.ndim == first.ndim and value.shape[1:] == first.shape[1:] else None
-        if sample is None or not np.array_equal(value, np.broadcast_to(sample, value.shape), equal_nan=True):
+        if not value.size:
+            continue
+        samples = np.atleast_1d(value.astype(np.float64) if is_float(value) else value)
+        shape = samples.shape[1:]
+        sample = first.setdefault(shape, samples[:1])
+        seen[shape] += len(samples)
+        if not np.array_equal(samples, np.broadcast_to(sample, samples.shape), equal_nan=samples.dtype.kind == "f"):
             return True
-    return False
+    return max(seen.values(), default=0) < 2
 
 
 def _slices(values: Array, *, total: bool = False) -> dict[int, NDArray[np.float64]]:

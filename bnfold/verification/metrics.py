@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
@@ -19,6 +20,9 @@ UNIT_ROUNDOFF: dict[str, float] = {
     "float32": 2.0**-24,
     "float64": 2.0**-53,
 }
+
+#: The smallest number above 0.
+SMALLEST: dict[str, float] = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "float64": 2.0**-1074}
 
 _FLOATS = frozenset(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
 
@@ -45,7 +49,10 @@ class Metrics:
         snr_db: ``10·log10(Σ expected² / Σ difference²)``; None where there is no difference or no signal.
         ulp_max: the largest difference in units of the last place of the expected value in the data's type; None
             where that is too large for a number.
-        top1: the fraction of rows with the same largest element, for ``(N, K)`` outputs; else None.
+        top1: the fraction of rows with the same largest element, for outputs ``(N, K)``; else None.
+        top5: the fraction of rows with the same five largest elements, in any order, for more than five; else None.
+        near_ties: rows whose largest element leads the next by no more than twice the row's largest difference, so
+            that a difference of this size could make another one the largest; None without rows.
         non_finite: elements that are NaN or infinite in one and not the same in the other.
     """
 
@@ -58,14 +65,30 @@ class Metrics:
     snr_db: float | None
     ulp_max: float | None
     top1: float | None
+    top5: float | None
+    near_ties: int | None
     non_finite: int
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Metrics:
+        """Read what :meth:`to_json` wrote; a largest or mean difference that is not there was infinite.
+
+        Raises:
+            KeyError, TypeError: the document is not of that form.
+        """
+        values = {name: document[name] for name in cls.__dataclass_fields__}
+        for name in ("max_abs", "mean_abs"):
+            values[name] = float("inf") if values[name] is None else float(values[name])
+        return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict; a number that is not finite is written as None."""
-        return {
-            name: None if isinstance(value, float) and not isfinite(value) else value
-            for name, value in asdict(self).items()
-        }
+        return finite(asdict(self))
+
+
+def finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with None for each number that is not finite, which JSON cannot hold."""
+    return {name: None if isinstance(value, float) and not isfinite(value) else value for name, value in values.items()}
 
 
 def is_float(array: Array) -> bool:
@@ -129,7 +152,7 @@ def compare(expected: Array, actual: Array, dtype: str = "float32", excused: Arr
         got = np.where(np.isfinite(actual), actual, 0).astype(np.float64)
     if not floating:
         mean = float(difference.mean()) if difference.size else 0.0
-        return Metrics(expected.size, 1.0, mean, mean, mean, None, None, None, None, 0)
+        return Metrics(expected.size, 1.0, mean, mean, mean, None, None, None, None, None, None, 0)
     return Metrics(
         size=expected.size,
         scale=scale,
@@ -139,7 +162,9 @@ def compare(expected: Array, actual: Array, dtype: str = "float32", excused: Arr
         cosine=_cosine(wanted, got),
         snr_db=_snr(wanted, difference),
         ulp_max=_ulp(wanted, difference, dtype),
-        top1=_top1(wanted, got),
+        top1=top_agreement(wanted, got, 1),
+        top5=top_agreement(wanted, got, 5),
+        near_ties=_near_ties(wanted, difference),
         non_finite=strange,
     )
 
@@ -178,7 +203,35 @@ def _snr(wanted: Array, difference: Array) -> float | None:
     return float(10 * np.log10((signal @ signal) / power)) if 0 < power < np.inf else None
 
 
-def _top1(wanted: Array, got: Array) -> float | None:
-    if wanted.ndim != 2 or wanted.shape[1] < 2 or not wanted.shape[0]:
+def _rows(array: Array) -> Array | None:
+    """Scores of classes as ``(N, K)``, trailing axes of one dropped; None where the array is something else."""
+    rank = array.ndim
+    while rank > 2 and array.shape[rank - 1] == 1:
+        rank -= 1
+    return array.reshape(array.shape[:2]) if rank == 2 and array.shape[0] and array.shape[1] > 1 else None
+
+
+def top_agreement(wanted: Array, got: Array, count: int) -> float | None:
+    """The fraction of rows in which the ``count`` largest elements are the same ones; None if there are no more."""
+    rows, others = _rows(wanted), _rows(got)
+    if rows is None or others is None or rows.shape[1] <= count:
         return None
-    return float((wanted.argmax(axis=1) == got.argmax(axis=1)).mean())
+    leaders = (np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :count], axis=1) for scores in (rows, others))
+    return float((next(leaders) == next(leaders)).all(axis=1).mean())
+
+
+def margins(wanted: Array) -> Array | None:
+    """By how much the largest element of each row leads the next; None where there are no rows of scores."""
+    rows = _rows(wanted) if is_float(wanted) else None
+    if rows is None:
+        return None
+    best = np.partition(rows, rows.shape[1] - 2, axis=1)
+    return np.asarray(best[:, -1] - best[:, -2])
+
+
+def _near_ties(wanted: Array, difference: Array) -> int | None:
+    leads, rows = margins(wanted), _rows(difference)
+    if leads is None or rows is None:
+        return None
+    largest = rows.max(axis=1)
+    return int(((largest > 0) & (leads <= 2 * largest)).sum())

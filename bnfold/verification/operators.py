@@ -125,8 +125,10 @@ def _normalize(x: Array, scale: Array, bias: Array, mean: Array, variance: Array
 
     if x.ndim == 1:
         return np.asarray(scale * (x - mean) / np.sqrt(variance + epsilon) + bias)
-    centred = (x - spread(mean)) / np.sqrt(spread(variance) + epsilon)
-    return np.asarray(spread(scale) * centred + spread(bias))
+    result = np.asarray(x - spread(mean))
+    result *= spread(scale) / np.sqrt(spread(variance) + epsilon)  # in place: these arrays are the largest of a network
+    result += spread(bias)
+    return result
 
 
 def _window(x: Array, attributes: dict[str, Any], kernel: tuple[int, ...]) -> Window:

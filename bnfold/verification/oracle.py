@@ -131,7 +131,7 @@ class Oracle:
         """The weights among ``names``, each moved by one unit roundoff of its type, up or down at random."""
         random = np.random.default_rng(seed)
         return {
-            name: self._constants[name] * (1.0 + roundoff * random.choice((-1.0, 1.0), self._constants[name].shape))
+            name: self._constants[name] * np.where(_coins(random, self._constants[name]), 1 + roundoff, 1 - roundoff)
             for name, roundoff in self._roundoff.items()
             if name in names
         }
@@ -146,6 +146,10 @@ class Oracle:
         with np.errstate(all="ignore"):  # overflow and invalid operations are results here, not news
             results = self._evaluator.run(names, {**constants, **wide})
         return {name: np.asarray(value) for name, value in zip(names, results, strict=True)}
+
+
+def _coins(random: np.random.Generator, like: Array) -> Array:
+    return random.integers(0, 2, like.shape, dtype=np.bool_)
 
 
 def _widened(value: Array) -> Array:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bnfold.verification.folds import FoldsResult
 from bnfold.verification.inputs import FeedKind
 from bnfold.verification.localization import Cause
-from bnfold.verification.metrics import Metrics
-from bnfold.verification.verdict import JUDGED, Finding, Judgement, Run
+from bnfold.verification.metrics import Metrics, finite
+from bnfold.verification.verdict import JUDGED, POOLED_KINDS, Finding, Judgement, ReferenceKind, Run
+from bnfold.verification.versions import versions
 
 Verdict = Literal["equivalent", "mismatch", "nothing proven"]
-ReferenceKind = Literal["float64", "onnxruntime", "none"]
 
 
 @dataclass(frozen=True)
@@ -25,26 +28,38 @@ class FeedResult:
         feed: the name of the set of inputs.
         kind: its kind.
         scale: the largest magnitude expected.
-        bound_float64: largest absolute difference allowed to the candidate in float64.
-        bound_runtime: the same in ONNX Runtime.
+        bounds: the largest absolute difference allowed to each run of the candidate.
         metrics: of each run against what was expected.
+        problems: by run, why there is nothing to compare.
+        margins: by how much the largest element of each row leads the next, for scores of classes.
     """
 
     feed: str
     kind: FeedKind
     scale: float
-    bound_float64: float
-    bound_runtime: float
+    bounds: Mapping[Run, float]
     metrics: Mapping[Run, Metrics]
+    problems: Mapping[Run, str] = field(default_factory=dict)
+    margins: NDArray[np.float64] | None = field(default=None, compare=False)
+
+    @property
+    def close_decisions(self) -> int | None:
+        """Rows whose largest element an error within the bounds could change; None where there are no rows."""
+        if self.margins is None:
+            return None
+        bound = max((self.bounds[run] for run in JUDGED if run in self.metrics and run != "candidate_tf32"), default=0)
+        return int((self.margins <= 2 * bound).sum())
 
     @property
     def ratio(self) -> float:
         """The largest error over its bound among the candidate's runs; 0 where nothing differs."""
         ratios = [0.0]
         for run in JUDGED:
+            if run in self.problems:
+                return math.inf
             if run in self.metrics:
-                bound = self.bound_float64 if run == "candidate_float64" else self.bound_runtime
                 error = math.inf if self.metrics[run].non_finite else self.metrics[run].max_abs
+                bound = self.bounds[run]
                 ratios.append(error / bound if bound > 0 else math.inf if error > 0 else 0.0)
         return max(ratios)
 
@@ -54,10 +69,41 @@ class FeedResult:
             "feed": self.feed,
             "kind": self.kind,
             "scale": self.scale,
-            "bound_float64": self.bound_float64,
-            "bound_runtime": self.bound_runtime,
+            "bounds": {run: bound for run, bound in self.bounds.items() if run in self.metrics},
             "metrics": {run: metrics.to_json() for run, metrics in self.metrics.items()},
+            "problems": dict(self.problems),
+            "close_decisions": self.close_decisions,
         }
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One run of one output over several sets of inputs; see :class:`~bnfold.verification.metrics.Metrics`.
+
+    The largest or the smallest of each metric, whichever is worse; mean, top-1 and top-5 are averages, near ties and
+    what is not finite sums.
+    """
+
+    max_abs: float
+    mean_abs: float
+    relative: float | None
+    ulp_max: float | None
+    cosine: float | None
+    snr_db: float | None
+    top1: float | None
+    top5: float | None
+    near_ties: int | None
+    non_finite: int
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict; a number that is not finite is written as None."""
+        return finite(asdict(self))
+
+
+def _mean(values: Sequence[float | None], weights: Sequence[int]) -> float | None:
+    known = [(value, weight) for value, weight in zip(values, weights, strict=True) if value is not None]
+    total = sum(weight for _, weight in known)
+    return sum(value * weight for value, weight in known) / total if total else None
 
 
 @dataclass(frozen=True)
@@ -77,9 +123,34 @@ class OutputResult:
     feeds: tuple[FeedResult, ...]
 
     @property
-    def worst_feed(self) -> FeedResult:
-        """The set of inputs on which the candidate comes nearest to its bound, or furthest beyond it."""
-        return max(self.feeds, key=lambda feed: feed.ratio)
+    def decisions(self) -> int:
+        """How many rows of scores there are in the random inputs and the user's; 0 for outputs of another kind."""
+        return sum(feed.margins.size for feed in self.feeds if feed.kind in POOLED_KINDS and feed.margins is not None)
+
+    @property
+    def close_decisions(self) -> int:
+        """How many of them an error within the bounds could turn."""
+        return sum(feed.close_decisions or 0 for feed in self.feeds if feed.kind in POOLED_KINDS)
+
+    def summary(self, run: Run) -> Summary | None:
+        """A run against what was expected, on the random inputs and the user's together; None if it was not run."""
+        found = [(feed, feed.metrics[run]) for feed in self.feeds if feed.kind in POOLED_KINDS and run in feed.metrics]
+        if not found:
+            return None
+        weights = [0 if feed.margins is None else feed.margins.size for feed, _ in found]
+        every = [metrics for _, metrics in found]
+        return Summary(
+            max_abs=max(m.max_abs for m in every),
+            mean_abs=sum(m.mean_abs * m.size for m in every) / max(sum(m.size for m in every), 1),
+            relative=max((m.relative for m in every if m.relative is not None), default=None),
+            ulp_max=max((m.ulp_max for m in every if m.ulp_max is not None), default=None),
+            cosine=min((m.cosine for m in every if m.cosine is not None), default=None),
+            snr_db=min((m.snr_db for m in every if m.snr_db is not None), default=None),
+            top1=_mean([m.top1 for m in every], weights),
+            top5=_mean([m.top5 for m in every], weights),
+            near_ties=sum(m.near_ties for m in every if m.near_ties is not None) if any(weights) else None,
+            non_finite=sum(m.non_finite for m in every),
+        )
 
     def relative(self, run: Run) -> float | None:
         """The largest error of a run relative to the output's scale, over all sets of inputs; None if not run."""
@@ -94,7 +165,10 @@ class OutputResult:
             "name": self.name,
             "dtype": self.dtype,
             "equivalent": self.judgement.equivalent,
+            "decisions": self.decisions,
+            "close_decisions": self.close_decisions,
             "findings": [_finding_json(finding) for finding in self.judgement.findings],
+            "summary": {run: found.to_json() for run in get_args(Run) if (found := self.summary(run)) is not None},
             "feeds": [feed.to_json() for feed in self.feeds],
         }
 
@@ -119,6 +193,8 @@ class VerifyResult:
         runtime: whether ONNX Runtime was run at all.
         folds: the proof of each fold by itself, where it was asked for.
         cause: where a mismatch comes from, where that was asked for.
+        models: what the reference and the candidate are called; the golden file where one stood for the reference.
+        seconds: how long it took.
     """
 
     verdict: Verdict
@@ -135,6 +211,8 @@ class VerifyResult:
     runtime: bool
     folds: FoldsResult | None = None
     cause: Cause | None = None
+    models: tuple[str, str] = ("", "")
+    seconds: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -145,6 +223,9 @@ class VerifyResult:
         """A JSON-ready dict; an infinite ratio is written as None."""
         return {
             "verdict": self.verdict,
+            "models": {"reference": self.models[0], "candidate": self.models[1]},
+            "versions": versions(),
+            "seconds": self.seconds,
             "sentence": self.sentence,
             "reference": self.reference,
             "reference_note": self.reference_note,
@@ -173,15 +254,3 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
         "place": finding.place,
         "problem": finding.problem,
     }
-
-
-def describe(output: str, finding: Finding) -> str:
-    """A finding as the end of a sentence."""
-    where = f"output {output!r} {JUDGED[finding.run]}"
-    if finding.problem:
-        return f"{where}: {finding.problem} (inputs: {finding.feed})"
-    relative = finding.error / finding.scale if finding.scale > 0 else math.inf
-    place = f" at {finding.place}" if finding.place else ""
-    whose = "that slice's" if finding.place else "its"
-    size = f"{relative:.2g} of {whose} scale" if math.isfinite(relative) else f"{finding.error:.2g} where 0 is expected"
-    return f"{where} is off by {size}{place}, {finding.ratio:.3g} times what is allowed (inputs: {finding.feed})"

@@ -1,61 +1,64 @@
-"""Whether two models are the same graph, and whether they offer the same interface."""
+"""Whether two models are the same graph: comparing such a pair proves nothing, for it agrees with itself."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import onnx_ir as ir
 
-from bnfold.errors import ModelError
+#: The text of a value: what computes it, from what.
+Texts = dict[ir.Value, str]
 
 
 def same_graph(one: ir.Model, other: ir.Model) -> bool:
-    """Whether both hold the same nodes in the same order on the same constants; names do not count.
+    """Whether both compute each output by the same operators from the same constants and inputs.
 
-    Comparing such a pair proves nothing: whatever the file computes, it agrees with itself.
+    Names of inner values, the order of the nodes, nodes that no output needs, and whether a constant is an
+    initializer or a Constant node do not count; names of inputs and outputs do, since callers use them.
     """
-    return one.opset_imports == other.opset_imports and fingerprint(one) == fingerprint(other)
+    return fingerprint(one) == fingerprint(other)
 
 
 def fingerprint(model: ir.Model) -> str:
-    """A hash of what a model computes, blind to names, metadata and where weights are stored."""
-    digest = hashlib.sha256()
-    for line in _graph_lines(model.graph, {}):
-        digest.update(line)
-    for identifier in sorted(model.functions):
-        digest.update(repr(identifier).encode())
-        for line in _graph_lines(model.functions[identifier].graph, {}):
-            digest.update(line)
-    return digest.hexdigest()
-
-
-def _graph_lines(graph: ir.Graph, numbers: dict[ir.Value, str]) -> Iterator[bytes]:
-    for index, value in enumerate(graph.inputs):
-        numbers[value] = f"input{len(numbers)}.{index}"
-    constants: dict[ir.Value, str] = {}
-    for value in graph.initializers.values():
-        if value not in numbers and value.const_value is not None:
-            constants[value] = _tensor_text(value.const_value)
-    # An input that has a default value is both a name to override and a constant.
+    """A hash of how a model computes its outputs; see :func:`same_graph`. It is blind to where weights are stored."""
+    graph, texts = model.graph, Texts()
     for value in graph.inputs:
-        if value.const_value is not None:
-            yield f"default {numbers[value]} {_tensor_text(value.const_value)}\n".encode()
+        default = "" if value.const_value is None else _tensor_text(value.const_value)
+        texts[value] = _digest(f"input {value.name} {value.dtype} {default}")
+    lines = [f"opset {domain} {version}" for domain, version in sorted(model.opset_imports.items())]
+    lines += sorted(f"output {value.name} {text}" for value, text in _results(graph, texts))
+    for identifier in sorted(model.functions):
+        function = model.functions[identifier].graph
+        inner = {value: f"argument {index}" for index, value in enumerate(function.inputs)}
+        lines.append(f"function {identifier} {' '.join(text for _, text in _results(function, inner))}")
+    return _digest("\n".join(lines))
 
-    def label(value: ir.Value | None) -> str:
-        if value is None:
-            return "-"
-        return numbers.get(value) or constants.get(value) or "?"
 
+def _results(graph: ir.Graph, texts: Texts) -> list[tuple[ir.Value, str]]:
+    """The outputs of a graph with their texts, in order; ``texts`` holds what is known, and is added to."""
+    for value in graph.initializers.values():
+        if value not in texts and value.const_value is not None:
+            texts[value] = _tensor_text(value.const_value)
     for node in graph:
-        inputs = " ".join(label(value) for value in node.inputs)
-        for value in node.outputs:
-            numbers[value] = f"value{len(numbers)}"
-        yield f"{node.domain} {node.op_type} {node.overload} {len(node.outputs)} {inputs}\n".encode()
-        for name in sorted(node.attributes):
-            yield from _attribute_lines(name, node.attributes[name], {**numbers, **constants})
-    yield " ".join(label(value) for value in graph.outputs).encode() + b"\n"
+        constant = _constant(node)
+        if constant is not None:
+            texts[node.outputs[0]] = _tensor_text(constant)
+            continue
+        inputs = " ".join("-" if value is None else texts.get(value, "?") for value in node.inputs)
+        head = f"{node.domain} {node.op_type} {node.overload} {len(node.outputs)} {inputs}\n".encode()
+        key = hashlib.sha256(head + attribute_lines(node, texts)).hexdigest()
+        texts.update({value: f"{key}.{index}" for index, value in enumerate(node.outputs)})
+    return [(value, texts.get(value, "?")) for value in graph.outputs]
+
+
+def _constant(node: ir.Node) -> ir.TensorProtocol | None:
+    """The tensor that a Constant node holds as one."""
+    if node.op_type != "Constant" or node.domain or "value" not in node.attributes:
+        return None
+    attribute = node.attributes["value"]
+    return None if attribute.is_ref() else attribute.as_tensor()
 
 
 def attribute_lines(node: ir.Node, outer: Mapping[ir.Value, str]) -> bytes:
@@ -66,22 +69,28 @@ def attribute_lines(node: ir.Node, outer: Mapping[ir.Value, str]) -> bytes:
         outer: how to write the values that its subgraphs read from around them.
     """
     names = sorted(node.attributes)
-    return b"".join(line for name in names for line in _attribute_lines(name, node.attributes[name], dict(outer)))
+    return b"".join(line for name in names for line in _attribute_lines(name, node.attributes[name], outer))
 
 
-def _attribute_lines(name: str, attribute: ir.Attr, numbers: dict[ir.Value, str]) -> Iterator[bytes]:
+def _attribute_lines(name: str, attribute: ir.Attr, outer: Mapping[ir.Value, str]) -> Iterator[bytes]:
     value: Any = attribute.value
     if attribute.is_ref():
         yield f"{name} from {attribute.ref_attr_name}\n".encode()
     elif attribute.type == ir.AttributeType.GRAPH:
-        yield from _graph_lines(value, dict(numbers))
+        yield f"{name} {_body_text(value, outer)}\n".encode()
     elif attribute.type == ir.AttributeType.GRAPHS:
-        for graph in value:
-            yield from _graph_lines(graph, dict(numbers))
+        yield from (f"{name} {_body_text(graph, outer)}\n".encode() for graph in value)
     elif attribute.type == ir.AttributeType.TENSOR:
         yield f"{name} {_tensor_text(value)}\n".encode()
     else:
         yield f"{name} {attribute.type} {value!r}\n".encode()
+
+
+def _body_text(graph: ir.Graph, outer: Mapping[ir.Value, str]) -> str:
+    # A body inside of a body sees the arguments of both.
+    known = sum(text.startswith("argument") for text in outer.values())
+    arguments = {value: f"argument {known + index}" for index, value in enumerate(graph.inputs)}
+    return " ".join(text for _, text in _results(graph, {**outer, **arguments}))
 
 
 def _tensor_text(tensor: ir.TensorProtocol) -> str:
@@ -90,51 +99,5 @@ def _tensor_text(tensor: ir.TensorProtocol) -> str:
     return f"{tensor.dtype}{list(tensor.shape)}{hashlib.sha256(content).hexdigest()}"
 
 
-def check_interfaces(reference: ir.Model, candidate: ir.Model) -> None:
-    """Require both models to take and give the same.
-
-    Symbolic dimensions may have other names, an output's declared shape may be more or less precise, and an input
-    that has a default value may be missing.
-
-    Raises:
-        ModelError: names, types or shapes differ.
-    """
-    _check_values("input", _required(reference), _required(candidate), strict=True)
-    _check_values("output", list(reference.graph.outputs), list(candidate.graph.outputs), strict=False)
-
-
-def _required(model: ir.Model) -> list[ir.Value]:
-    return [value for value in model.graph.inputs if value.name not in model.graph.initializers]
-
-
-def _check_values(what: str, ours: Sequence[ir.Value], theirs: Sequence[ir.Value], *, strict: bool) -> None:
-    names, others = [str(value.name) for value in ours], {str(value.name): value for value in theirs}
-    if set(names) != set(others):
-        raise ModelError(
-            f"the models have different {what}s: {', '.join(names) or 'none'} in the reference, "
-            f"{', '.join(others) or 'none'} in the candidate"
-        )
-    for value in ours:
-        other = others[str(value.name)]
-        if None not in (value.dtype, other.dtype) and value.dtype != other.dtype:
-            raise ModelError(
-                f"{what} {value.name!r} has the type {value.dtype} in the reference and {other.dtype} in the candidate"
-            )
-        if not _fits(value.shape, other.shape, strict=strict):
-            raise ModelError(
-                f"{what} {value.name!r} has the shape {value.shape} in the reference and {other.shape} in the candidate"
-            )
-
-
-def _fits(one: ir.Shape | None, other: ir.Shape | None, *, strict: bool) -> bool:
-    if one is None or other is None:
-        return not strict or one is other
-    if len(one) != len(other):
-        return False
-    for a, b in zip(one, other, strict=True):
-        fixed = isinstance(a, int), isinstance(b, int)
-        if all(fixed) and a != b:
-            return False
-        if strict and fixed[0] != fixed[1]:
-            return False
-    return True
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

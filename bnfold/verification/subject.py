@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bnfold.errors import ModelError
 from bnfold.files import StrPath
 from bnfold.model_file import load_model, serialized
-from bnfold.session import SessionOptions, create_session, provider_name, run_session
+from bnfold.session import PROVIDERS, SessionOptions, create_session, provider_name, run_session
 from bnfold.verification.oracle import weight_dtype
 
 Array = NDArray[Any]
@@ -48,6 +48,11 @@ class Subject:
         return cls(role, load_model(source), Path(source))
 
     @property
+    def name(self) -> str:
+        """Its file, if it has one."""
+        return "a model in memory" if self.path is None else str(self.path)
+
+    @property
     def label(self) -> str:
         """What to call it in a message."""
         return f"the {self.role}" if self.path is None else f"the {self.role} {self.path}"
@@ -65,16 +70,22 @@ class Subject:
         # A path lets ONNX Runtime find external data beside the file, also beyond 2 GiB.
         return self.path if self.path is not None else serialized(self.model)
 
-    def session(self, level: str, provider: str = "cpu", without: Sequence[str] = ()) -> Any:
-        """A session at an optimization level, perhaps without some of ONNX Runtime's optimizations.
+    def session(self, level: str, provider: str = "cpu", without: Sequence[str] = (), *, tf32: bool = False) -> Any:
+        """A session at an optimization level.
+
+        Args:
+            level: a key of :data:`bnfold.session.LEVELS`.
+            provider: execution provider.
+            without: names of ONNX Runtime's optimizations to leave out.
+            tf32: whether CUDA may use TensorFloat-32, which rounds float32 to 10 bits; it is ONNX Runtime's default,
+                and would drown what is to be compared.
 
         Raises:
             ModelError: ONNX Runtime does not accept the model.
             ProviderError: the provider does not run here.
         """
-        # TensorFloat-32 rounds float32 to 10 bits, which would drown what is to be compared.
-        cuda = provider_name(provider) == "CUDAExecutionProvider"
-        settings = {"use_tf32": "0"} if cuda else {}
+        cuda = provider_name(provider) == PROVIDERS["cuda"]
+        settings = {"use_tf32": str(int(tf32))} if cuda else {}
         options = SessionOptions(
             provider=provider, level=level, provider_options=settings, disabled_optimizers=tuple(without)
         )
@@ -85,21 +96,21 @@ class Subject:
                 f"{self.label} cannot be run, only compared in float64 (bnfold verify --no-runtime): {error}"
             ) from error
 
-    def plain_session(self) -> tuple[Any, str]:
-        """A session on the CPU with optimizations off, and a note where that had to be the basic level instead.
+    def plain_session(self) -> tuple[Any, bool]:
+        """A session on the CPU with optimizations off, and whether the basic level had to stand in for that.
 
-        ONNX Runtime has no CPU kernels for some float16 operators, and only its basic level bridges them.
+        Some versions of ONNX Runtime have no CPU kernels for float16 operators, and only the basic level bridges them.
 
         Raises:
             ModelError: ONNX Runtime accepts the model at neither level.
         """
         try:
-            return self.session("disable"), ""
-        except ModelError:
-            session = self.session("basic")
-        return session, (
-            f"ONNX Runtime does not run the {self.role} with optimizations off; its basic level stands in for it"
-        )
+            return self.session("disable"), False
+        except ModelError as error:
+            try:
+                return self.session("basic"), True
+            except ModelError:
+                raise error from None
 
     def run(self, session: Any, values: Mapping[str, Array]) -> dict[str, Array]:
         """Run a session of this model.
@@ -107,12 +118,7 @@ class Subject:
         Raises:
             ModelError: ONNX Runtime failed.
         """
-        try:
-            return run_session(session, values)
-        except ModelError as error:
-            raise ModelError(
-                f"{self.label} cannot be run, only compared in float64 (bnfold verify --no-runtime): {error}"
-            ) from error
+        return run_session(session, values)
 
     def nudged(self, seed: int) -> Subject:
         """This model with each weight moved to a neighbouring number of its type, up or down at random."""

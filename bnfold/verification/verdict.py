@@ -10,7 +10,8 @@ largest magnitude, ``u`` the unit roundoff of a type. The rule, for each output 
    its own, so that this sees errors far below what a float32 run could show.
 3. *The reference's own error*: as 1, or the error of the reference itself in ONNX Runtime with every optimization
    off where that is larger.
-4. The candidate in ONNX Runtime, with optimizations off and as shipped, may be off by 8 times that.
+4. The candidate in ONNX Runtime, with optimizations off and as shipped, may be off by 8 times that; on another
+   provider the reference's error on that provider counts too, and with TensorFloat-32 its unit roundoff, ``2^−11``.
 
 The same is asked, with twice the allowance, of each slice of an output (a channel, a row, a column) pooled over the
 random inputs, against the slice's own scale and error, so that a small channel cannot hide behind a large one. A NaN
@@ -29,17 +30,41 @@ from numpy.typing import NDArray
 from bnfold.verification.inputs import FeedKind
 from bnfold.verification.metrics import Metrics
 
-Run = Literal["original", "nudged", "original_shipped", "candidate_float64", "candidate_plain", "candidate_shipped"]
+Run = Literal[
+    "original",
+    "nudged",
+    "original_shipped",
+    "original_provider",
+    "original_tf32",
+    "candidate_float64",
+    "candidate_plain",
+    "candidate_shipped",
+    "candidate_provider",
+    "candidate_tf32",
+]
+
+ReferenceKind = Literal["float64", "onnxruntime", "none"]
 
 #: What the candidate is judged by, and how each is called in sentences.
 JUDGED: Mapping[Run, str] = {
     "candidate_float64": "in float64",
     "candidate_plain": "in ONNX Runtime with optimizations off",
     "candidate_shipped": "in ONNX Runtime as shipped",
+    "candidate_provider": "in ONNX Runtime on the provider asked for",
+    "candidate_tf32": "in ONNX Runtime on CUDA with TensorFloat-32",
 }
 
+#: The runs of the reference whose errors make the own error that a run of the candidate may show a multiple of.
+_SOURCES: Mapping[Run, tuple[Run, ...]] = {
+    "candidate_provider": ("original_provider",),
+    "candidate_tf32": ("original_provider", "original_tf32"),
+}
+
+#: TensorFloat-32 keeps 10 bits of the fraction, as float16 does.
+_TF32_ROUNDOFF = 2.0**-11
+
 #: Feeds whose slices may be pooled: they are drawn alike.
-_POOLED_KINDS: frozenset[FeedKind] = frozenset({"random", "user"})
+POOLED_KINDS: frozenset[FeedKind] = frozenset({"random", "user"})
 
 #: What stands for the name of a set of inputs in a finding on a slice; its numbers are relative to the output's scale.
 POOLED = "the random ones together"
@@ -107,12 +132,14 @@ class Observation:
         feed: the name of the set of inputs.
         kind: its kind.
         roundoff: unit roundoff of the output's type.
+        smallest: the smallest number of that type above 0.
         scale: the largest magnitude expected.
         slice_scale: for each axis from 1 on, the largest magnitude in each slice.
         slice_count: for each axis, how many elements other than 0 are expected in each slice.
         metrics: by run.
         slices: by run, for each axis, the largest difference in each slice.
-        shapes: by run, how the shape came out where it is not as expected.
+        problems: by run, why there is nothing to compare.
+        margins: by how much the largest element of each row leads the next, for scores of classes.
     """
 
     output: str
@@ -124,7 +151,9 @@ class Observation:
     slice_count: Slices
     metrics: Mapping[Run, Metrics]
     slices: Mapping[Run, Slices]
-    shapes: Mapping[Run, str]
+    problems: Mapping[Run, str]
+    smallest: float = 0.0
+    margins: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -180,31 +209,36 @@ def sources_of(run: Run, observations: Sequence[Observation]) -> tuple[Run, ...]
     nudged = any(o.metrics["nudged"].max_abs > 0 for o in observations if "nudged" in o.metrics)
     if run == "candidate_float64" and nudged:
         return ("nudged",)
-    if any(_has(o, "original") for o in observations):
-        return ("nudged", "original")
-    return ("nudged", "original_shipped")
+    own: Run = "original" if any(_has(o, "original") for o in observations) else "original_shipped"
+    return ("nudged", own, *_SOURCES.get(run, ()))
 
 
 def own_errors(observations: Sequence[Observation], rule: Rule, run: Run) -> list[float]:
     """The own error of one output for each of its observations, absolute; see the rule."""
     sources = sources_of(run, observations)
-    direct = [max(_errors(o, sources), default=0.0) for o in observations]
+    direct = [max(_errors(o, sources, run), default=0.0) for o in observations]
     relative = [e / o.scale for e, o in zip(direct, observations, strict=True) if o.scale > 0]
     typical = float(np.median(relative)) if relative else 0.0
     usual = float(np.median([o.scale for o in observations]))
     return [
-        max(e, typical * o.scale, _floor(rule, o) * o.scale, o.roundoff * usual)
+        max(e, typical * o.scale, _floor(rule, o, run) * o.scale, o.roundoff * usual, o.smallest)
         for e, o in zip(direct, observations, strict=True)
     ]
 
 
-def _floor(rule: Rule, observation: Observation) -> float:
+def _floor(rule: Rule, observation: Observation, run: Run) -> float:
+    if run == "candidate_tf32":
+        return max(observation.roundoff, _TF32_ROUNDOFF) * rule.floor
     # The float64 evaluation of a float64 model rounds as much as the model does: sums may take their part.
     return observation.roundoff * (rule.floor if observation.roundoff > 1e-15 else 1024 * rule.floor)
 
 
-def _errors(observation: Observation, runs: Sequence[Run]) -> list[float]:
-    return [observation.metrics[run].max_abs for run in runs if run in observation.metrics]
+def _errors(observation: Observation, sources: Sequence[Run], run: Run) -> list[float]:
+    errors = [observation.metrics[source].max_abs for source in sources if source in observation.metrics]
+    if run == "candidate_tf32" and "nudged" in observation.metrics and "original_tf32" not in observation.metrics:
+        # Rounding acts in proportion: that of TensorFloat-32 moves the outputs by so much more than that of the type.
+        errors.append(observation.metrics["nudged"].max_abs * _TF32_ROUNDOFF / observation.roundoff)
+    return errors
 
 
 def judge(observations: Sequence[Observation], rule: Rule) -> Judgement:
@@ -226,13 +260,13 @@ def judge(observations: Sequence[Observation], rule: Rule) -> Judgement:
 
 
 def _has(observation: Observation, run: Run) -> bool:
-    return run in observation.metrics or run in observation.shapes
+    return run in observation.metrics or run in observation.problems
 
 
 def _whole(observation: Observation, own: float, run: Run, rule: Rule) -> Finding:
     bound = bound_of(observation, own, run, rule)
-    if run in observation.shapes:
-        return Finding(run, 0.0, bound, np.inf, observation.scale, observation.feed, problem=observation.shapes[run])
+    if run in observation.problems:
+        return Finding(run, 0.0, bound, np.inf, observation.scale, observation.feed, problem=observation.problems[run])
     metrics = observation.metrics[run]
     if metrics.non_finite:
         problem = f"{metrics.non_finite} of {metrics.size} elements are NaN or infinite in one and not the other"
@@ -262,7 +296,9 @@ def _ratio(error: float, bound: float) -> float:
 
 def _slice_findings(observations: Sequence[Observation], run: Run, rule: Rule) -> Iterable[Finding]:
     """The worst slice of each axis. Errors are relative to each observation's scale, so that they can be pooled."""
-    pool = [o for o in observations if o.kind in _POOLED_KINDS and o.scale > 0 and run in o.slices]
+    if run == "candidate_tf32":
+        return
+    pool = [o for o in observations if o.kind in POOLED_KINDS and o.scale > 0 and run in o.slices]
     axes = {axis for o in pool for axis in o.slice_scale}
     sources = sources_of(run, observations)
     factor = rule.slice_factor * (rule.float64_factor if run == "candidate_float64" else rule.runtime_factor)
@@ -281,7 +317,7 @@ def _slice_findings(observations: Sequence[Observation], run: Run, rule: Rule) -
             axis=0,
         )
         typical = np.median(direct[judged] / scale[judged])
-        bound = factor * np.maximum(direct, np.maximum(typical, _floor(rule, pool[0])) * scale)
+        bound = factor * np.maximum(direct, np.maximum(typical, _floor(rule, pool[0], run)) * scale)
         ratio = np.where(judged, error / np.where(bound > 0, bound, 1.0), 0.0)
         index = int(ratio.argmax())
         yield Finding(
