@@ -18,7 +18,8 @@ from peer_process import Answer, serve
 from bnfold.errors import BnfoldError, ModelError
 from bnfold.session import SessionOptions, create_session, run_session
 from bnfold.verification import VerifyOptions, verify
-from bnfold.verification.inputs import drawn_feeds, input_specs
+from bnfold.verification.inputs import drawn_feeds
+from bnfold.verification.specs import input_specs
 
 
 def size(path: Path) -> tuple[int, int]:
