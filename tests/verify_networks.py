@@ -34,10 +34,10 @@ class Linear:
     epsilon: float = 1e-5
     attributes: dict = field(default_factory=dict)
 
-    def folded(self, epsilon: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Weight and bias with the batch norm in them, in float64."""
-        wide = lambda a: a.astype(np.float64)  # noqa: E731
-        scale = wide(self.gamma) / np.sqrt(wide(self.var) + (epsilon or np.float32(self.epsilon)))
+    def folded(self, epsilon: float | None = None, dtype: type = np.float64) -> tuple[np.ndarray, np.ndarray]:
+        """Weight and bias with the batch norm in them, computed in float64 or, as other tools do, in a narrower type."""
+        wide = lambda a: a.astype(dtype)  # noqa: E731
+        scale = wide(self.gamma) / np.sqrt(wide(self.var) + dtype(epsilon or np.float32(self.epsilon)))
         bias = (0.0 if self.bias is None else wide(self.bias)) - wide(self.mean)
         weight = wide(self.weight)
         if self.op == "ConvTranspose":
@@ -68,7 +68,7 @@ class Network:
     def linears(self) -> list[Linear]:
         return [step for step in self.steps if isinstance(step, Linear)]
 
-    def model(self, folded: bool, damage=None) -> onnx.ModelProto:
+    def model(self, folded: bool, damage=None, fold_type: type = np.float64) -> onnx.ModelProto:
         """The network with its batch norms, or folded; ``damage(index, weight, bias)`` may change a folded layer."""
         nodes, constants = [], []
         numpy_type = np.dtype(getattr(ml_dtypes, self.dtype, self.dtype))
@@ -88,7 +88,7 @@ class Network:
             elif isinstance(step, Linear):
                 weight, bias = step.weight, step.bias
                 if folded:
-                    weight, bias = step.folded()
+                    weight, bias = step.folded(dtype=fold_type)
                     if damage is not None:
                         weight, bias = damage(self.linears.index(step), weight, bias)
                 inputs = [value, constant(f"w{number}", weight)]

@@ -31,6 +31,9 @@ PieceVerdict = Literal["ok", "constants", "function", "unknown"]
 #: A file rounds its constants once if this part of those that needed rounding is right; what is left is damage.
 _ROUNDED_ONCE = 0.75
 
+#: Or if half of its constants are right to the last element: of those with so many that this is no accident.
+_TELLING = 8
+
 
 @dataclass(frozen=True, eq=False)
 class Piece:
@@ -190,6 +193,10 @@ class Examiner:
 
 
 def _rounded_once(twins: Iterable[Twin]) -> bool:
+    """Whether a file rounded its constants once; damage, even to the largest of them, does not hide it."""
     constants = [constant for twin in twins for constant in twin.constants if not constant.problem]
     rounded, off = sum(c.rounded for c in constants), sum(c.off for c in constants)
-    return off <= (1 - _ROUNDED_ONCE) * rounded
+    if off <= (1 - _ROUNDED_ONCE) * rounded:
+        return True
+    telling = [constant for constant in constants if constant.rounded >= _TELLING]
+    return 2 * sum(not constant.off for constant in telling) >= len(telling) > 0

@@ -23,14 +23,16 @@ Array = NDArray[Any]
 #: Operators whose result does not depend on the order of their inputs.
 _COMMUTATIVE = frozenset({"Add", "Mul", "Sum"})
 
-#: Half a unit in the last place is what rounding once costs; the rest is for numbers near the middle of two others.
-HALF = 0.5 + 1e-3
+#: Half a unit in the last place is what rounding once costs. The rest is for numbers next to the middle of two others,
+#: which float32 on the way to float16 may push over it.
+HALF = 0.5 + 2.0**-12
 
 #: Constants that are all wrong, and by more than this of their largest, are other constants.
 _SIMILAR = 0.1
 
-#: What float64 itself may be off by, relative to the largest magnitude of a constant.
-_FLOAT64 = 1e-12
+#: What float64 itself may be off by, relative to the largest magnitude of a constant: one that is stored in it, and
+#: one that is narrower, where this counts only next to the middle of two numbers.
+_FLOAT64, _NARROW = 1e-12, 1e-14
 
 
 @dataclass(frozen=True)
@@ -269,7 +271,8 @@ def _error(name: str, role: str, expected: Array, found: Array, dtype: str) -> C
         difference = np.where(same, 0.0, np.where(finite, np.abs(expected - found), np.inf))
         largest = float(np.max(np.abs(expected), where=np.isfinite(expected), initial=0.0))
         step = spacing(np.where(finite, expected, 0.0), dtype)
-        excess = difference / (HALF * step + _FLOAT64 * largest)
+        noise = _FLOAT64 if dtype == "float64" else _NARROW
+        excess = difference / (HALF * step + noise * largest)
     worst = tuple(int(i) for i in np.unravel_index(int(np.argmax(excess)), expected.shape))
     return ConstantError(
         name=name,
