@@ -72,6 +72,23 @@ _PURE_OPS = frozenset(
     ]
 )
 
+#: Names under which the default operator domain goes.
+_DOMAINS = ("", "ai.onnx")
+
+#: Ops whose operands broadcast as numpy's do, and the operator set from which they do.
+_BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Equal", "Greater", "Less"})
+_BROADCASTING = 7
+
+#: Types to which a CastLike is computed here, and whether from floating-point numbers too.
+_CAST = {
+    ir.DataType.DOUBLE: True,
+    ir.DataType.FLOAT: True,
+    ir.DataType.FLOAT16: True,
+    ir.DataType.BFLOAT16: True,
+    ir.DataType.INT64: False,
+    ir.DataType.INT32: False,
+}
+
 #: Computed constants may always have this many elements, and four times what the file itself stores. A corrupt or
 #: hostile shape asks for more: a kilobyte of Expand or Concat can name a terabyte.
 _MIN_LIMIT = 1 << 24
@@ -105,7 +122,7 @@ class Constants:
     def quantized(self, value: ir.Value) -> bool:
         """Whether ``value`` comes out of a DequantizeLinear."""
         producer = value.producer()
-        return producer is not None and producer.op_type == "DequantizeLinear"
+        return producer is not None and producer.op_type == "DequantizeLinear" and producer.domain in _DOMAINS
 
     def tensor(self, value: ir.Value) -> ir.TensorProtocol | None:
         """The stored tensor of an initializer or a Constant node, unread; None for everything else."""
@@ -152,7 +169,7 @@ class Constants:
 
     def _operands(self, node: ir.Node) -> list[ir.Value] | None:
         """The inputs whose values decide the node's output; None where the node can never be constant."""
-        if node.domain not in ("", "ai.onnx"):
+        if node.domain not in _DOMAINS or (node.op_type in _BINARY and self._opset < _BROADCASTING):
             return None
         if node.op_type in ("Shape", "Size"):
             return []
@@ -224,8 +241,10 @@ class Constants:
         source, like = node.inputs
         array = self._evaluated.get(source) if source is not None else None
         dtype = self._shapes.dtype(like) if like is not None else None
-        if array is None or dtype is None:
+        if array is None or dtype not in _CAST or (array.dtype.kind not in "iub" and not is_float(array)):
             return None
+        if is_float(array) and not _CAST[dtype]:
+            return None  # what becomes of a number that does not fit is the runtime's own
         with np.errstate(over="ignore", invalid="ignore"):
             return array.astype(dtype.numpy())
 

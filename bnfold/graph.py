@@ -69,7 +69,8 @@ class ModelGraph:
     def add_constant(self, data: NDArray[Any] | ir.LazyTensor, wish: str) -> ir.Value:
         """Register a new initializer in the main graph, where the bodies of control flow see it too."""
         name = self.fresh_name(wish)
-        tensor = ir.Tensor(np.ascontiguousarray(data)) if isinstance(data, np.ndarray) else data
+        # Not ascontiguousarray, which makes a vector of a scalar.
+        tensor = data if isinstance(data, ir.LazyTensor) else ir.Tensor(np.asarray(data, order="C"))
         tensor.name = name
         value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
         self.model.graph.register_initializer(value)
@@ -126,6 +127,8 @@ class ModelGraph:
         name = output.name
         if output.is_graph_output():
             source.type, source.shape = output.type, output.shape
+            if self.shapes.shape(source) is None:
+                self.shapes.copy(output, source)
         for node in nodes:  # the values in between may have readers too, that look at their shape
             node.outputs[0].replace_all_uses_with(source, replace_graph_outputs=True)
         self.remove(nodes)

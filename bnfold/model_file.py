@@ -198,7 +198,14 @@ def _deserialize(proto: onnx.ModelProto, label: str) -> ir.Model:
         return ir.from_proto(proto)
     except (ir.serde.SerdeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
         check_model(proto, label)  # the checker says it better, if it finds it too
-        raise ModelError(f"{label} is not a valid ONNX model: {' '.join(str(error).split())[:300]}") from error
+        raise ModelError(f"{label} cannot be read: {_root_cause(error)}") from error
+
+
+def _root_cause(error: BaseException) -> str:
+    """What the error that began it all says, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[:300]
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:

@@ -32,6 +32,7 @@ from bnfold.model_file import (
     write_model,
 )
 from bnfold.progress import Progress, silent
+from bnfold.shapes import contradiction
 
 if TYPE_CHECKING:
     from bnfold.verification import VerifyOptions, VerifyResult
@@ -132,7 +133,7 @@ def optimize(
         )
     with staging_folder(target) as folder:
         staged = write_model(work, folder / target.name, external_data=options.external_data)
-        _check_result(staged)
+        _check_result(staged, work, model)
         verification = _proof(model, staged, options, progress)
         if verification is not None and verification.verdict == "mismatch":
             return OptimizeResult(work, report, verification)
@@ -234,12 +235,18 @@ def _is_input(model: Source, target: Path) -> bool:
     return on_disk and target.samefile(Path(str(model)))
 
 
-def _check_result(staged: Path) -> None:
-    """What bnfold writes is held against the ONNX specification before anyone sees it."""
+def _check_result(staged: Path, work: ir.Model, source: Source) -> None:
+    """What bnfold writes is held against the ONNX specification, and its shapes against each other, before anyone
+    sees it; contradictions that the input has already are its own.
+    """
+    what = "folding made an invalid model, which was not written; please report it"
     try:
         check_file(staged, "the result")
     except ModelError as error:
-        raise ModelError(f"folding made an invalid model, which was not written; please report it: {error}") from error
+        raise ModelError(f"{what}: {error}") from error
+    found = contradiction(work)
+    if found is not None and contradiction(_loaded(source)) is None:
+        raise ModelError(f"{what}: {found}")
 
 
 def _proof(model: Source, staged: Path, options: OptimizeOptions, progress: Progress) -> VerifyResult | None:

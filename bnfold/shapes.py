@@ -81,17 +81,22 @@ def infer_shapes(model: ir.Model) -> ShapeTable:
     return ShapeTable(infos)
 
 
+def contradiction(model: ir.Model) -> str | None:
+    """What strict shape inference holds against a model: a declared shape or type that its nodes do not yield."""
+    proto, weights = skeleton_of(model)
+    _declare(proto, weights)
+    try:
+        onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+        return " ".join(str(error).split())[:300]
+    except (EncodeError, DecodeError):
+        return None
+    return None
+
+
 def _leave_types_only(proto: onnx.ModelProto, weights: Weights) -> None:
     """Keep of a skeleton what the inference may believe, and declare the weights that it lacks as inputs."""
-    inputs = {value.name for value in proto.graph.input}
-    unseen = weights.keys() | inputs if proto.ir_version >= 4 else weights.keys()
-    seen = [tensor for tensor in proto.graph.initializer if tensor.name not in unseen]
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(seen)
-    for name, tensor in weights.items():
-        if name not in inputs:
-            shape = tensor.shape.numpy()
-            proto.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.dtype.value, shape))
+    _declare(proto, weights)
     graphs = [proto.graph]
     while graphs:
         graph = graphs.pop()
@@ -101,6 +106,19 @@ def _leave_types_only(proto: onnx.ModelProto, weights: Weights) -> None:
         for output in graph.output:  # it must say what it is, but not in which shape
             if output.name in computed and output.type.HasField("tensor_type"):
                 output.type.tensor_type.ClearField("shape")
+
+
+def _declare(proto: onnx.ModelProto, weights: Weights) -> None:
+    """Make inputs of the weights that a skeleton lacks, and of the defaults that a caller may override."""
+    inputs = {value.name for value in proto.graph.input}
+    unseen = weights.keys() | inputs if proto.ir_version >= 4 else weights.keys()
+    seen = [tensor for tensor in proto.graph.initializer if tensor.name not in unseen]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(seen)
+    for name, tensor in weights.items():
+        if name not in inputs:
+            shape = tensor.shape.numpy()
+            proto.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.dtype.value, shape))
 
 
 def _found(graph: onnx.GraphProto) -> dict[str, ValueInfo]:

@@ -92,8 +92,11 @@ def rewrite(node: ir.Node, affine: ChannelAffine, graph: ModelGraph) -> None:
         channels = graph.constants.array(input_of(node, 1))
         assert channels is not None
         parameters = _batch_norm_parameters(affine.spread(1, channels.size), _epsilon(node))
+        dtype = graph.shapes.dtype(node.outputs[0])
+        assert dtype is not None
         for index, array in enumerate(parameters.values(), start=1):
-            _store(node, index, array, graph)
+            # A batch norm of wide data may have narrow parameters, which would not hold the new ones.
+            _store(node, index, array, graph, at_least=np.dtype(dtype.numpy()))
         return
     held = _constant_of(node, affine, graph)
     assert held is not None
@@ -101,12 +104,16 @@ def rewrite(node: ir.Node, affine: ChannelAffine, graph: ModelGraph) -> None:
     _store(node, index, _broadcastable(vector, affine.axis, graph.shapes.rank(node.outputs[0])), graph)
 
 
-def _store(node: ir.Node, index: int, array: NDArray[Any], graph: ModelGraph) -> None:
-    """Replace one constant of a node by another of the same dtype."""
+def _store(
+    node: ir.Node, index: int, array: NDArray[Any], graph: ModelGraph, at_least: np.dtype[Any] | None = None
+) -> None:
+    """Replace one constant of a node by another of the same dtype, or of a wider one."""
     old = input_of(node, index)
     before = graph.constants.array(old)
     assert before is not None
-    graph.set_constant(node, index, array.astype(before.dtype), old.name or label(node))
+    wider = at_least is not None and at_least.itemsize > before.dtype.itemsize
+    dtype = at_least if wider else before.dtype
+    graph.set_constant(node, index, array.astype(dtype), old.name or label(node))
 
 
 def _epsilon(node: ir.Node) -> float:

@@ -23,8 +23,12 @@ _MAX_ELEMENTS = 1 << 14
 _LOOKING = {"CastLike": 1, "Shape": 0, "Size": 0}
 
 
-def fold_constants(graph: ModelGraph) -> None:
-    """Give each op that reads such a constant an initializer in its place, and drop what computed it."""
+def fold_constants(graph: ModelGraph) -> bool:
+    """Give each op that reads such a constant an initializer in its place, and drop what computed it.
+
+    Returns:
+        Whether there was one. More may then be known of the model's shapes, and with them more constants.
+    """
     written: dict[ir.Value, ir.Value] = {}
     for node in list(graph.nodes()):
         if node.graph is None or _is_constant(node, graph):
@@ -37,6 +41,7 @@ def fold_constants(graph: ModelGraph) -> None:
                 assert array is not None
                 written[value] = graph.add_constant(array, _name(node, index, value))
             graph.use(node, index, written[value])
+    return bool(written)
 
 
 def _name(node: ir.Node, index: int, value: ir.Value) -> str:

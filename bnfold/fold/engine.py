@@ -154,7 +154,8 @@ def _names(graph: ModelGraph) -> Iterator[None]:
 
 def _fold(graph: ModelGraph, selected: Selection, *, merge: bool) -> FoldReport:
     identities = {node: _identity(node, graph) for node in graph.nodes()}
-    fold_constants(graph)
+    while fold_constants(graph):
+        graph = ModelGraph(graph.model)
     run = _Run(graph, selected)
     progress = True
     while progress:

@@ -251,13 +251,14 @@ class Merger:
         """How many weights only these ops will use."""
         nodes = {stage.node for stage in stages}
         total = 0
-        counted: list[ir.Node] = []
+        counted: set[ir.Node] = set()
         for stage in stages:
             weight = input_of(stage.node, 1)
-            users = {user for user, _ in weight.uses() if self._go_on_sharing(stage.node, user)}
-            if users <= nodes and not users & set(counted) and isinstance(stage.geometry, Geometry):
+            users = (user for user, _ in weight.uses() if user in counted or user not in nodes)
+            kept = any(self._go_on_sharing(stage.node, user) for user in users)
+            if not kept and isinstance(stage.geometry, Geometry):
                 total += stage.geometry.weights
-            counted.append(stage.node)
+            counted.add(stage.node)
         return total
 
     def _go_on_sharing(self, node: ir.Node, other: ir.Node) -> bool:

@@ -104,6 +104,10 @@ def read_quantization(node: ir.Node, graph: ModelGraph) -> Quantization | Refusa
     attributes = attributes_of(dequantize)
     if levels.dtype.kind not in "iu" or attributes.get("block_size", 0):
         return Refusal(Reason.WEIGHT_QUANTIZED, f"{named} is stored in blocks, or not as integers")
+    if not levels.size:
+        return Refusal(Reason.PARAMETERS_INVALID, f"{named} is empty")
+    if attributes.get("output_dtype", 0) not in (0, ir.DataType.from_numpy(scale.dtype).value):
+        return Refusal(Reason.WEIGHT_QUANTIZED, f"{named} is dequantized to another type than that of its scales")
     axis = _output_axis(node, levels.ndim)
     if axis is None:
         return Refusal(Reason.WEIGHT_QUANTIZED, f"{named} has no axis of output channels by itself")

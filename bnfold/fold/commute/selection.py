@@ -285,6 +285,8 @@ class Blocks(Rule):
         if affine.axis != 1:
             return Refusal(Reason.AXIS_MISMATCH, f"{op.op_type} moves the axis {affine.axis}")
         times = int(op.attributes["blocksize"]) ** 2
+        if not times:
+            return Refusal(Reason.PARAMETERS_INVALID, f"a {op.op_type} of blocks of no size")
         # In column-row-depth order, the channels of one block are neighbours.
         neighbours = op.attributes.get("mode", "DCR") == "CRD"
         if deeper:
