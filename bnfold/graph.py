@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -273,16 +274,21 @@ def in_default_domain(node: ir.Node) -> bool:
     return node.domain in DEFAULT_DOMAINS
 
 
-def readers(value: ir.Value) -> list[tuple[ir.Node, int]]:
+def readers(value: ir.Value, most: int | None = None) -> list[tuple[ir.Node, int]]:
     """The nodes that read the elements of ``value``, each with the index of its input.
 
     Shape and Size are not among them: no affine changes what they see.
+
+    Args:
+        value: what is read.
+        most: how many to look for: a value may have thousands of readers, and the question be whether it has two.
     """
-    return [
+    found = (
         (node, index)
         for node, index in value.uses()
         if not (node.op_type in ("Shape", "Size") and in_default_domain(node))
-    ]
+    )
+    return list(islice(found, most))
 
 
 def input_of(node: ir.Node, index: int) -> ir.Value:
@@ -296,7 +302,7 @@ def sole_reader(value: ir.Value) -> ir.Node | None:
     """The node that alone reads ``value``, once; None where the value is also an output or has other readers."""
     if value.is_graph_output():
         return None
-    found = readers(value)
+    found = readers(value, most=2)
     return found[0][0] if len(found) == 1 else None
 
 

@@ -326,12 +326,10 @@ def _only_ours(value: ir.Value, producer: ir.Node, site: Site) -> Refusal | None
         return Refusal(Reason.OTHER_SCOPE, f"{label(producer)} belongs to another scope of the model")
     if value.is_graph_output():
         return Refusal(Reason.GRAPH_OUTPUT, f"{value.name}, the value before it, is an output of the graph")
-    others = len(readers(value)) - 1
-    if others > 0:
-        return Refusal(
-            Reason.OTHER_CONSUMER,
-            f"{value.name}, the output of {label(producer)}, has {others} other consumer{'s' * (others > 1)}",
-        )
+    first, *others = [label(node) for node, _ in readers(value, most=3)]
+    if others:
+        read_by = f"{first} and {others[0]}" if len(others) == 1 else f"{first}, {others[0]} and others"
+        return Refusal(Reason.OTHER_CONSUMER, f"{value.name}, the output of {label(producer)}, is read by {read_by}")
     return None
 
 
