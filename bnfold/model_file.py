@@ -54,8 +54,8 @@ def load_model(path: StrPath) -> ir.Model:
     complete(model, weights)
     external = _has_external(proto)
     if external:
-        ir.external_data.set_base_dir(model.graph, source.parent)
         for tensor in external_tensors(model):
+            tensor.base_dir = source.parent
             _check_external(tensor, source)
     check_model(source if external else proto, label)  # by path, to look for external data beside the model
     return model
@@ -209,15 +209,26 @@ def _root_cause(error: BaseException) -> str:
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    """Every tensor of the model, subgraphs and attributes included, whose data is in another file."""
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                yield value.const_value
-        for node in graph:
-            for attribute in node.attributes.values():
-                if isinstance(attribute, ir.Attr) and isinstance(attribute.value, ir.ExternalTensor):
-                    yield attribute.value
+    """Every tensor whose data is in another file: initializers and attributes of all graphs, functions included."""
+    for value in _initializers(model):
+        if isinstance(value.const_value, ir.ExternalTensor):
+            yield value.const_value
+    for node in _nodes(model):
+        for attribute in node.attributes.values():
+            held = attribute.value if attribute.type is ir.AttributeType.TENSORS else [attribute.value]
+            yield from (tensor for tensor in held or () if isinstance(tensor, ir.ExternalTensor))
+
+
+def _initializers(model: ir.Model) -> Iterator[ir.Value]:
+    bodies = (graph for function in model.functions.values() for graph in function.subgraphs())
+    for graph in (*model.graphs(), *bodies):
+        yield from graph.initializers.values()
+
+
+def _nodes(model: ir.Model) -> Iterator[ir.Node]:
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
 
 
 def _check_external(tensor: ir.ExternalTensor, source: Path) -> None:
@@ -277,11 +288,12 @@ def write_model(model: ir.Model, path: Path, *, external_data: ExternalData = "a
     too_large = OutputError(
         f"{path.name} would be larger than the 2 GiB that one file may hold; store the weights as external data"
     )
+    whole = _with_inner_tensors(model)
     try:
-        if is_external(model, external_data):
-            ir.save(model, path, external_data=data_file(path).name)
+        if is_external(whole, external_data):
+            ir.save(whole, path, external_data=data_file(path).name)
             return path
-        pieces = _pieces(model)
+        pieces = join(*skeleton_of(whole))
     except (ValueError, EncodeError) as error:  # protobuf's own limit
         raise too_large from error
     if size_of(pieces) >= _MESSAGE_LIMIT:
@@ -316,12 +328,42 @@ def is_external(model: ir.Model, choice: ExternalData) -> bool:
     return sum(tensor.nbytes for tensor in stored if tensor is not None) > _EMBED_LIMIT
 
 
-def _pieces(model: ir.Model) -> list[Piece]:
-    """The model as one file, external weights included, in pieces that are written one after the other."""
-    bodies = model.graph.subgraphs()
-    if any(isinstance(v.const_value, ir.ExternalTensor) for graph in bodies for v in graph.initializers.values()):
-        model = ir.external_data.load_to_model(model.clone())
-    return join(*skeleton_of(model))
+def keep_weights_of(file: Path, model: ir.Model) -> None:
+    """Let a model keep weights that it reads from a file, when that is about to be replaced."""
+    for value in _initializers(model):
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and file.samefile(tensor.path):
+            value.const_value = _in_memory(tensor)
+
+
+def _with_inner_tensors(model: ir.Model) -> ir.Model:
+    """The model, or a copy with in memory what is external elsewhere than among the main graph's initializers.
+
+    Writing moves the main graph's initializers only.
+    """
+    moved = {id(value.const_value) for value in model.graph.initializers.values()}
+    if all(id(tensor) in moved for tensor in external_tensors(model)):
+        return model
+    copy = model.clone()
+    for value in _initializers(copy):
+        if isinstance(value.const_value, ir.ExternalTensor) and id(value.const_value) not in moved:
+            value.const_value = _in_memory(value.const_value)
+    for node in _nodes(copy):
+        for name, attribute in node.attributes.items():
+            if attribute.type is ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                node.attributes[name] = ir.AttrTensor(name, _in_memory(attribute.value))
+            elif attribute.type is ir.AttributeType.TENSORS and not attribute.is_ref():
+                held = [_in_memory(t) if isinstance(t, ir.ExternalTensor) else t for t in attribute.value]
+                node.attributes[name] = ir.AttrTensors(name, held)
+    return copy
+
+
+def _in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    """The tensor over its file as that is now, mapped: it no longer depends on what the path leads to."""
+    metadata = dict(tensor.metadata_props)
+    return ir.Tensor(
+        tensor.numpy(), tensor.dtype, name=tensor.name, doc_string=tensor.doc_string, metadata_props=metadata
+    )
 
 
 def serialized(model: ir.Model) -> bytes:
@@ -330,7 +372,7 @@ def serialized(model: ir.Model) -> bytes:
     Raises:
         ModelError: the model is over the 2 GiB that protobuf allows.
     """
-    pieces = _pieces(model)
+    pieces = join(*skeleton_of(_with_inner_tensors(model)))
     if size_of(pieces) >= _MESSAGE_LIMIT:
         raise ModelError("the model is over 2 GiB and cannot be handed over in memory; use a file")
     return b"".join(map(_bytes_of, pieces))

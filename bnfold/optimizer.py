@@ -27,6 +27,7 @@ from bnfold.model_file import (
     external_tensors,
     from_proto,
     is_external,
+    keep_weights_of,
     load_model,
     publish_model,
     write_model,
@@ -137,6 +138,8 @@ def optimize(
         verification = _proof(model, staged, options, progress)
         if verification is not None and verification.verdict == "mismatch":
             return OptimizeResult(work, report, verification)
+        if options.in_place and data_file(target).exists():
+            keep_weights_of(data_file(target), work)
         publish_model(staged, target)
     return OptimizeResult(work, report, verification, target)
 

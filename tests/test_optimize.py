@@ -13,9 +13,10 @@ from folding import constants, model_of, norm, ops
 
 import bnfold
 from bnfold.errors import InputError, ModelError, OutputError
-from bnfold.model_file import load_model, save_model
+from bnfold.model_file import ExternalData, load_model, save_model
 from bnfold.optimizer import OptimizeOptions
 from bnfold.verification import VerifyOptions
+from bnfold.verification.oracle import Oracle
 
 TEXT = (
     "g (float[N,3,8,8] x) => (float[N,4,6,6] y) { c = Conv(x, w) d = BatchNormalization(c, scale, bias, mean, var) "
@@ -172,3 +173,54 @@ def test_a_proof_without_an_output_is_refused(tmp_path: Path) -> None:
 def test_no_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not exist"):
         bnfold.optimize(tmp_path / "nope.onnx", tmp_path / "out.onnx")
+
+
+EVERYWHERE = """
+g (float[N,3,8,8] x, bool flag) => (float[N,4,6,6] y) {
+    c = Conv(x, w) d = BatchNormalization(c, scale, bias, mean, var) e = Sigmoid(d)
+    k = Constant<value = float[1,4,1,1] {1, 2, 3, 4}>()
+    f = Max(e, k)
+    h = If(flag) <
+        then_branch = yes () => (float[N,4,6,6] p) <float[1,4,1,1] a = {4, 3, 2, 1}> { p = Mul(f, a) },
+        else_branch = no () => (float[N,4,6,6] q) { q = Identity(f) }
+    >
+    y = PRelu(h, slope)
+}
+"""
+
+
+def scattered(folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    """A model that keeps weights in another file wherever one can be, and what a run of it gives."""
+    arrays = constants(w=(4, 3, 3, 3), slope=(4, 1, 1)) | norm(4)
+    model = model_of(EVERYWHERE, {name: array.astype(np.float32) for name, array in arrays.items()})
+    feeds = {"x": np.random.default_rng(0).normal(size=(2, 3, 8, 8)), "flag": np.array(True)}
+    proto, path = ir.to_proto(model), folder / "model.onnx"
+    tensors = [proto.graph.node[3].attribute[0].t, *proto.graph.initializer]
+    tensors += next(attribute.g for attribute in proto.graph.node[5].attribute if attribute.g.initializer).initializer
+    with (folder / "model.onnx.data").open("wb") as stream:
+        for tensor in tensors:
+            content = onnx.numpy_helper.to_array(tensor).tobytes()
+            for field in ("raw_data", "float_data"):
+                tensor.ClearField(field)
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            place = {"location": "model.onnx.data", "offset": stream.tell(), "length": len(content)}
+            for key, value in place.items():
+                tensor.external_data.add(key=key, value=str(value))
+            stream.write(content)
+    path.write_bytes(proto.SerializeToString())
+    return path, Oracle(model).run(feeds) | feeds
+
+
+@pytest.mark.parametrize("external_data", ["always", "never"])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_weights_outside_are_the_same_wherever_they_are_and_go(
+    tmp_path: Path, external_data: ExternalData, in_place: bool
+) -> None:
+    path, wanted = scattered(tmp_path)
+    feeds = {name: wanted.pop(name) for name in ("x", "flag")}
+    target = path if in_place else tmp_path / "out.onnx"
+    result = bnfold.optimize(path, target, OptimizeOptions(external_data=external_data, in_place=in_place))
+    assert result.report.batch_norms_after == 0
+    for model in (result.model, load_model(target)):
+        np.testing.assert_allclose(Oracle(model).run(feeds)["y"], wanted["y"], rtol=1e-5)
+    onnx.checker.check_model(target, full_check=True)
