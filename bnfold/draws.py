@@ -27,10 +27,10 @@ def draw(random: np.random.Generator, dtype: np.dtype[Any], shape: Sequence[int]
         limits: the lowest integer, and the first that is too high.
     """
     if dtype.kind == "b":
-        return random.integers(0, 2, shape).astype(np.bool_)
+        return np.asarray(random.integers(0, 2, shape), dtype=np.bool_)
     if _is_integer(dtype):
-        return random.integers(*limits, shape).astype(dtype)
-    return random.standard_normal(shape).astype(dtype)
+        return np.asarray(random.integers(*limits, shape)).astype(dtype)
+    return np.asarray(random.standard_normal(shape)).astype(dtype)
 
 
 def integer_limits(dtype: np.dtype[Any]) -> tuple[int, int]:

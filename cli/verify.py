@@ -154,7 +154,7 @@ def _show(out: Output, result: VerifyResult) -> None:
     out.say(f"{result.sentence[0].upper()}{result.sentence[1:]}.", _STYLE[result.verdict])
     if result.outputs:
         rows = [(output.name, *row) for output in result.outputs for row in verdict_rows(output)]
-        title = "Largest error over the output's scale, where it comes nearest to its bound"
+        title = "Errors over the output's scale, where nearest to the bound"
         out.show(table(title, ["output", *VERDICT_COLUMNS], rows, right=VERDICT_COLUMNS[1:4], fixed=["run", "verdict"]))
     for output in result.outputs if out.verbose else ():
         columns = metric_columns(output)

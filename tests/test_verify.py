@@ -373,3 +373,74 @@ def test_every_open_dimension_is_varied():
     assert result.verdict == "mismatch"
     assert "H=" in result.sentence
     assert sum(" H=" in feed for feed in result.feeds) == 3
+
+
+OWN = (
+    '<ir_version: 8, opset_import: ["" : 17, "own" : 1]> agraph (float[9] x) => (float[9] y) { %s } '
+    '<domain: "own", opset_import: ["" : 17]> f (a) => (b) { r = RandomNormalLike(a)  b = Add(a, r) }'
+)
+DROPOUT = "agraph (float[99] x) => (float[99] y) <float r = {0.5}, bool t = {1}, bool u = {0}> { %s }"
+
+
+@pytest.mark.parametrize("options", [VerifyOptions(), FLOAT64_ONLY], ids=["runtime", "float64"])
+@pytest.mark.parametrize(
+    ("reference", "candidate"),
+    [
+        (onnx.parser.parse_model(OWN % "y = own.f(x)"), onnx.parser.parse_model(OWN % "h = own.f(x)  y = Neg(h)")),
+        (DROPOUT % "y = Dropout(x, r, t)", DROPOUT % "h = Dropout(x, r, t)  y = Neg(h)"),
+        (DROPOUT % "k = Not(u)  y = Dropout(x, r, k)", DROPOUT % "k = Not(u)  h = Dropout(x, r, k)  y = Neg(h)"),
+    ],
+    ids=["in a function", "training dropout", "computed training dropout"],
+)
+def test_models_that_draw_random_numbers_are_refused(reference, candidate, options):
+    pair = (ir.from_proto(m) if isinstance(m, onnx.ModelProto) else _parsed(m) for m in (reference, candidate))
+    with pytest.raises(ModelError, match="random"):
+        verify(*pair, options)
+
+
+def test_dropout_in_inference_is_no_random_number():
+    assert verify(_parsed(DROPOUT % "y = Dropout(x, r, u)"), _parsed(DROPOUT % "y = Identity(x)")).ok
+
+
+@pytest.mark.parametrize(
+    ("other", "verdict"), [("3.0000002", "nothing proven"), ("3.00001", "equivalent"), ("4", "equivalent")]
+)
+def test_an_output_that_is_all_rounding_error_proves_nothing(other, verdict):
+    text = (
+        "agraph (float[N,2] x) => (float[N,2] y) <float[2,2] v = {3, 0, 0, 3}, float[2,2] w = {W, 0, 0, W}> "
+        "{ a = MatMul(x, v)  b = MatMul(x, w)  "
+    ).replace("W", other)
+    result = verify(_parsed(text + "y = Sub(a, b) }"), _parsed(text + "n = Sub(b, a)  y = Neg(n) }"))
+    assert result.verdict == verdict, result.sentence
+    assert any("coarse" in note for note in result.notes) == (other == "3.00001")
+    assert verify(
+        _parsed(text + "y = Sub(a, b) }"), _parsed(text + "n = Sub(b, a)  y = Neg(n) }"), VerifyOptions(rtol=1e-3)
+    ).ok
+
+
+def test_scalars_are_inputs_like_any_other():
+    text = "agraph (float x, int64 n, bool b) => (float y) "
+    one = _parsed(text + "{ f = Cast <to = 1> (n)  g = Cast <to = 1> (b)  y = Sum(x, f, g) }")
+    other = _parsed(text + "{ f = Cast <to = 1> (n)  g = Cast <to = 1> (b)  h = Add(f, g)  y = Add(x, h) }")
+    assert verify(one, other).ok
+
+
+def test_a_model_without_inputs_is_run_once():
+    text = "agraph () => (float[2] y) <float[2] c = {1, 2}> "
+    result = verify(_parsed(text + "{ y = Neg(c) }"), _parsed(text + "{ h = Neg(c)  y = Identity(h) }"))
+    assert (result.verdict, result.feeds) == ("equivalent", ("no inputs",))
+
+
+def test_provoking_inputs_on_which_the_reference_fails_are_left_out():
+    text = "agraph (float[6] x, int64[1] k) => (float[K] y) "
+    result = verify(
+        _parsed(text + "{ y, i = TopK(x, k) }", 11), _parsed(text + "{ a, i = TopK(x, k)  n = Neg(a)  y = Neg(n) }", 11)
+    )
+    assert result.ok, result.sentence
+
+
+def test_an_output_that_is_mostly_not_finite_is_noted():
+    text = "agraph (float[N,8] x) => (float[N,8] y) <float[1] one = {1}> "
+    one = _parsed(text + "{ a = Sub(x, one)  y = Sqrt(a) }")
+    other = _parsed(text + "{ n = Neg(one)  a = Add(x, n)  y = Sqrt(a) }")
+    assert any("is NaN or infinite on the random inputs" in note for note in verify(one, other).notes)

@@ -19,7 +19,7 @@ from bnfold.verification.inquiry import Inquiry
 from bnfold.verification.interface import Interface, check_interfaces
 from bnfold.verification.measurement import Measurement
 from bnfold.verification.options import VerifyOptions
-from bnfold.verification.oracle import RANDOM
+from bnfold.verification.randomness import random_operator
 from bnfold.verification.result import FeedResult, OutputResult, Verdict, VerifyResult
 from bnfold.verification.sameness import fingerprint, same_graph
 from bnfold.verification.subject import Role, Subject
@@ -150,12 +150,9 @@ def _subject(source: StrPath | ir.Model, role: Role) -> Subject:
         ModelError: it cannot be loaded, or no two runs of it agree.
     """
     subject = Subject.of(source, role)
-    for graph in (subject.model.graph, *subject.model.graph.subgraphs()):
-        for node in graph:
-            if node.op_type in RANDOM and node.domain == "":
-                raise ModelError(
-                    f"{subject.label} draws random numbers ({node.op_type}), so that no two runs of it agree"
-                )
+    operator = random_operator(subject.model)
+    if operator is not None:
+        raise ModelError(f"{subject.label} draws random numbers ({operator}), so that no two runs of it agree")
     return subject
 
 
@@ -174,7 +171,7 @@ def _decide(trial: Trial, expectation: Expectation, options: VerifyOptions) -> V
     outputs = tuple(_output(name, measurement, rule) for name in measurement.types)
     judgements = [output.judgement for output in outputs]
     notes = [*expectation.notes, *trial.notes]
-    silent_outputs = measurement.silent_outputs()
+    silent_outputs = measurement.silent_outputs() | ({} if rule.overridden else wording.blind(outputs))
     verdict: Verdict
     if not all(judgement.equivalent for judgement in judgements):
         verdict, sentence = "mismatch", wording.mismatch(judgements)
@@ -191,6 +188,8 @@ def _decide(trial: Trial, expectation: Expectation, options: VerifyOptions) -> V
     else:
         verdict, sentence = "equivalent", wording.agreement(judgements, len(measurement.feeds))
         notes += [f"{reason}: nothing was proven of it" for reason in silent_outputs.values()]
+        notes += [] if rule.overridden else wording.coarse(outputs)
+        notes += measurement.strange_outputs()
     notes += wording.close_decisions(outputs)
     return _result(
         options,

@@ -19,6 +19,7 @@ from bnfold.verification.interface import Interface
 from bnfold.verification.measurement import Measurement
 from bnfold.verification.options import VerifyOptions
 from bnfold.verification.oracle import Oracle
+from bnfold.verification.randomness import undecided_output
 from bnfold.verification.sameness import fingerprint
 from bnfold.verification.sizes import USUAL, Sizes
 from bnfold.verification.specs import input_specs
@@ -142,7 +143,7 @@ class _Expecting:
             self._nudge(measurement, oracle)
         except NotInFloat64Error as refusal:
             raise ModelError(
-                f"the models cannot be compared without ONNX Runtime: {refusal}; allow the runtime"
+                f"the models cannot be compared without ONNX Runtime: {refusal}; allow the runtime, or give --inputs"
             ) from refusal
         return measurement, oracle, ""
 
@@ -177,6 +178,13 @@ class _Expecting:
             except NotInFloat64Error:
                 if not feed.optional:
                     raise
+        first = self._feeds[0]
+        undecided = undecided_output(outputs[first.name], run(first.values), list(outputs[first.name]))
+        if undecided is not None:
+            raise ModelError(
+                f"{self._reference.label} gives another output {undecided!r} each time on the same inputs: "
+                "it draws random numbers, so that no two runs of it agree"
+            )
         refused = [feed.name for feed in self._feeds if feed.name not in outputs]
         if refused:
             self._notes.append(f"the reference itself does not run on these inputs, left out: {', '.join(refused)}")

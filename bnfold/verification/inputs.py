@@ -34,7 +34,7 @@ class Feed:
         name: how it is called in reports.
         kind: ``random`` and ``user`` feeds are alike among themselves; their errors may be pooled.
         values: by input name.
-        optional: whether it may be left out where the reference itself does not run on inputs of these sizes.
+        optional: whether it may be left out where the reference itself does not run on it.
     """
 
     name: str
@@ -69,6 +69,8 @@ def drawn_feeds(
     Raises:
         InputError: a shape contradicts the model, or is needed and missing.
     """
+    if not specs:
+        return [Feed("no inputs", "random", {})]
     sizes = Sizes(specs, shapes, usual)
     ordinary = list(sizes.usual(BATCHES if batches is None else batches))
     feeds = [
@@ -77,7 +79,7 @@ def drawn_feeds(
         for sample in range(samples)
     ]
     kinds = PROVOKING if any(spec.dtype.is_floating_point() for spec in specs) else PROVOKING[:3]
-    feeds += [_feed(kind, kind, specs, ordinary[0].shapes, seed) for kind in kinds]
+    feeds += [_feed(kind, kind, specs, ordinary[0].shapes, seed, optional=True) for kind in kinds]
     feeds += [
         _feed(_named("random", place.label), "random", specs, place.shapes, seed, optional=True)
         for place in sizes.others(batch=batches is None)
@@ -111,11 +113,11 @@ def _values(spec: InputSpec, shape: tuple[int, ...], kind: FeedKind, random: np.
     if kind == "constant":
         return np.full(shape, 1 if floating or lowest <= 1 < beyond else lowest, dtype=dtype)
     if kind == "large" and spec.dtype.is_integer():
-        return random.choice((lowest, beyond - 1), shape).astype(dtype)
+        return np.asarray(random.choice((lowest, beyond - 1), shape)).astype(dtype)
     drawn = draw(random, dtype, shape, spec.limits)
     if kind == "random" or not floating:
         return drawn
-    return (drawn.astype(np.float64) * _factor(kind, dtype)).astype(dtype)
+    return np.asarray(drawn.astype(np.float64) * _factor(kind, dtype)).astype(dtype)
 
 
 def _factor(kind: FeedKind, dtype: np.dtype[Any]) -> float:

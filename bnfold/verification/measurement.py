@@ -21,7 +21,7 @@ from bnfold.verification.metrics import (
     margins,
     scale_of,
 )
-from bnfold.verification.verdict import Observation, Run, Slices
+from bnfold.verification.verdict import POOLED_KINDS, Observation, Run, Slices
 
 Array = NDArray[Any]
 
@@ -171,6 +171,22 @@ class Measurement:
             elif len(values) > 1 and self.feeds[0].values and not _vary(values):
                 reasons[name] = f"output {name!r} is the same for all of the inputs"
         return reasons
+
+    def strange_outputs(self) -> list[str]:
+        """What should be known of outputs that are mostly not finite, or the same, on the random inputs."""
+        notes = []
+        for name in self.types:
+            values = [e[name] for e, feed in zip(self.expected, self.feeds, strict=True) if feed.kind in POOLED_KINDS]
+            size = sum(value.size for value in values)
+            finite = sum(int(np.isfinite(value).sum()) if is_float(value) else value.size for value in values)
+            if 0 < finite < size / 2:
+                notes.append(
+                    f"{100 - 100 * finite / size:.0f} % of output {name!r} is NaN or infinite on the random inputs, "
+                    "which proves little; give others with --inputs"
+                )
+            elif len(values) > 1 and self.feeds[0].values and not _vary(values):
+                notes.append(f"output {name!r} is the same for all of the random inputs; give others with --inputs")
+        return notes
 
 
 def _vary(values: Sequence[Array]) -> bool:

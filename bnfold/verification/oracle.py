@@ -40,11 +40,6 @@ _FLOATS = {
     ir.DataType.DOUBLE: "float64",
 }
 
-#: Operators that draw random numbers: no two runs of them agree.
-RANDOM = frozenset(
-    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
-)
-
 
 class Oracle:
     """A model ready to be evaluated in float64.

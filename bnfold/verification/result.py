@@ -132,6 +132,17 @@ class OutputResult:
         """How many of them an error within the bounds could turn."""
         return sum(feed.close_decisions or 0 for feed in self.feeds if feed.kind in POOLED_KINDS)
 
+    @property
+    def allowance(self) -> float | None:
+        """The smallest error relative to scale that any bound allows; None where the scale is always 0."""
+        bounds = [
+            feed.bounds[run] / feed.scale
+            for feed in self.feeds
+            for run in JUDGED
+            if run in feed.metrics and feed.scale > 0
+        ]
+        return min(bounds, default=None)
+
     def summary(self, run: Run) -> Summary | None:
         """A run against what was expected, on the random inputs and the user's together; None if it was not run."""
         found = [(feed, feed.metrics[run]) for feed in self.feeds if feed.kind in POOLED_KINDS and run in feed.metrics]

@@ -43,7 +43,7 @@ def _verdict_row(finding: Finding) -> Row:
         relative(finding.error, finding.scale),
         relative(finding.bound, finding.scale),
         used(finding.ratio),
-        f"{feed}{place}",
+        f"{feed}{place}" if finding.error else "–",
         "ok" if finding.ratio <= 1 else "MISMATCH",
     )
 

@@ -54,6 +54,35 @@ def explanations(judgements: Sequence[Judgement], level: str) -> list[str]:
     return []
 
 
+#: An output of which every bound allows this much of its scale could as well be another function's.
+_BLIND = 0.5
+
+#: From here on a reader should know.
+_COARSE = 0.1
+
+
+def blind(outputs: Sequence[OutputResult]) -> dict[str, str]:
+    """The outputs that are too inexact themselves to be told from those of another function, with the reason."""
+    return {
+        output.name: (
+            f"the reference's own error on output {output.name!r} is so large that errors of "
+            f"{100 * output.allowance:.0f} % of its scale would be allowed"
+        )
+        for output in outputs
+        if output.allowance is not None and output.allowance >= _BLIND
+    }
+
+
+def coarse(outputs: Sequence[OutputResult]) -> list[str]:
+    """Which outputs are so inexact themselves that the check is."""
+    return [
+        f"the check of output {output.name!r} is coarse: the reference's own error is such that errors of "
+        f"{100 * output.allowance:.0f} % of its scale are allowed"
+        for output in outputs
+        if output.allowance is not None and _COARSE <= output.allowance < _BLIND
+    ]
+
+
 def close_decisions(outputs: Sequence[OutputResult]) -> list[str]:
     """Which outputs decide so narrowly that even an allowed error could turn them."""
     notes = []
