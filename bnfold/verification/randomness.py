@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,8 @@ _TOLERANCE = 1e-3
 
 def random_operator(model: ir.Model) -> str | None:
     """The first operator that draws random numbers, in subgraphs and local functions too; None if there is none."""
-    bodies = (model.graph, *model.functions.values())
-    found = (node.op_type for body in bodies for node in body.all_nodes() if _is_random(node))
-    return next(found, None)
+    inner = (node for function in model.functions.values() for node in function.all_nodes())
+    return next((node.op_type for node in chain(model.graph.all_nodes(), inner) if _is_random(node)), None)
 
 
 def _is_random(node: ir.Node) -> bool:
