@@ -101,16 +101,17 @@ def _parsed(content: memoryview, label: str) -> tuple[onnx.ModelProto, Weights]:
     return proto, weights
 
 
-def check_file(path: Path, label: str) -> None:
-    """Hold a file that no other program knows of yet against the ONNX specification.
+def check_file(path: Path, label: str) -> tuple[onnx.ModelProto, Weights]:
+    """Hold a file that no other program knows of yet against the ONNX specification; its skeleton and its weights.
 
     Raises:
         ModelError: the file breaks the specification.
     """
     with path.open("rb") as stream:
         content = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
-    proto, _ = _parsed(content, label)
+    proto, weights = _parsed(content, label)
     check_model(path if _has_external(proto) else proto, label)
+    return proto, weights
 
 
 def check_model(model: onnx.ModelProto | Path, label: str) -> None:

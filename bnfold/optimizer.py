@@ -34,6 +34,7 @@ from bnfold.model_file import (
 )
 from bnfold.progress import Progress, silent
 from bnfold.shapes import contradiction
+from bnfold.skeleton import skeleton_of
 
 if TYPE_CHECKING:
     from bnfold.verification import VerifyOptions, VerifyResult
@@ -134,7 +135,7 @@ def optimize(
         )
     with staging_folder(target) as folder:
         staged = write_model(work, folder / target.name, external_data=options.external_data)
-        _check_result(staged, work, model)
+        _check_result(staged, model)
         verification = _proof(model, staged, options, progress)
         if verification is not None and verification.verdict == "mismatch":
             return OptimizeResult(work, report, verification)
@@ -238,17 +239,17 @@ def _is_input(model: Source, target: Path) -> bool:
     return on_disk and target.samefile(Path(str(model)))
 
 
-def _check_result(staged: Path, work: ir.Model, source: Source) -> None:
+def _check_result(staged: Path, source: Source) -> None:
     """What bnfold writes is held against the ONNX specification, and its shapes against each other, before anyone
     sees it; contradictions that the input has already are its own.
     """
     what = "folding made an invalid model, which was not written; please report it"
     try:
-        check_file(staged, "the result")
+        written = check_file(staged, "the result")
     except ModelError as error:
         raise ModelError(f"{what}: {error}") from error
-    found = contradiction(work)
-    if found is not None and contradiction(_loaded(source)) is None:
+    found = contradiction(*written)
+    if found is not None and contradiction(*skeleton_of(_loaded(source))) is None:
         raise ModelError(f"{what}: {found}")
 
 

@@ -81,9 +81,10 @@ def infer_shapes(model: ir.Model) -> ShapeTable:
     return ShapeTable(infos)
 
 
-def contradiction(model: ir.Model) -> str | None:
+def contradiction(skeleton: onnx.ModelProto, weights: Weights) -> str | None:
     """What strict shape inference holds against a model: a declared shape or type that its nodes do not yield."""
-    proto, weights = skeleton_of(model)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(skeleton)
     _declare(proto, weights)
     try:
         onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
@@ -111,14 +112,16 @@ def _leave_types_only(proto: onnx.ModelProto, weights: Weights) -> None:
 def _declare(proto: onnx.ModelProto, weights: Weights) -> None:
     """Make inputs of the weights that a skeleton lacks, and of the defaults that a caller may override."""
     inputs = {value.name for value in proto.graph.input}
-    unseen = weights.keys() | inputs if proto.ir_version >= 4 else weights.keys()
-    seen = [tensor for tensor in proto.graph.initializer if tensor.name not in unseen]
+    tensors = list(proto.graph.initializer)
+    types = {t.name: (t.data_type, tuple(t.dims)) for t in tensors if t.data_location == onnx.TensorProto.EXTERNAL}
+    types |= {name: (tensor.dtype.value, tuple(tensor.shape.numpy())) for name, tensor in weights.items()}
+    unseen = types.keys() | inputs if proto.ir_version >= 4 else types.keys()
+    seen = [tensor for tensor in tensors if tensor.name not in unseen]
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(seen)
-    for name, tensor in weights.items():
+    for name, (dtype, shape) in types.items():
         if name not in inputs:
-            shape = tensor.shape.numpy()
-            proto.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.dtype.value, shape))
+            proto.graph.input.append(onnx.helper.make_tensor_value_info(name, dtype, shape))
 
 
 def _found(graph: onnx.GraphProto) -> dict[str, ValueInfo]:
