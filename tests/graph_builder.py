@@ -114,7 +114,7 @@ class Builder:
     def vector(self, size: int) -> Array:
         """Numbers for the channels of an axis: at times alike in blocks, as what repeats channels needs them."""
         parts = [n for n in range(1, size) if size % n == 0]
-        if not parts or not self.chance(35):
+        if not parts or not self.chance(50):
             return self.floats(size)
         part = self.one(*parts)
         return self.one(np.tile, np.repeat)(self.floats(part), size // part)

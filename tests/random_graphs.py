@@ -17,9 +17,19 @@ from graph_builder import Builder, Step
 from hypothesis import strategies as st
 
 #: From the first with today's BatchNormalization on; those between change the form of some op that folding reads.
-OPSETS = (7, 8, 9, 9, 10, 11, 13, 14, 15, 17, 18, 19, 21, 22, 24)
+OPSETS = (7, 8, 9, 9, 10, 11, 13, 14, 15, 17, 18, 19, 21, 22, 23, 24)
 
-LINEAR: list[Step] = [s.conv, s.conv, s.conv, s.transposed_conv, s.matmul, s.matmul, s.gemm, j.left_matmul]
+LINEAR: list[Step] = [
+    s.conv,
+    s.conv,
+    s.conv,
+    s.transposed_conv,
+    s.matmul,
+    s.matmul,
+    s.gemm,
+    s.normalization,
+    j.left_matmul,
+]
 AFFINE: list[Step] = [s.batch_norm, s.batch_norm, s.binary, s.scale]
 CROSSED: list[Step] = [
     *[s.unary] * 4,

@@ -133,6 +133,22 @@ def scale(b: Builder) -> None:
         b.add("Mul", [x, b.constant(np.abs(along(b, x, [axis])) + 0.1, share=True)])
 
 
+def normalization(b: Builder) -> None:
+    """What has a scale and a bias of its own for an affine behind it."""
+    x = b.pick()
+    rank = len(x.shape)
+    op_type = b.one("InstanceNormalization", "LayerNormalization", "RMSNormalization")
+    if op_type == "InstanceNormalization":
+        if rank >= 3 and min(x.shape[2:]) > 1:
+            b.add(op_type, [x, *(b.constant(b.floats(x.shape[1]), share=True) for _ in range(2))])
+    elif b.opset >= (17 if op_type == "LayerNormalization" else 23) and rank >= 2:
+        axis = b.number(1, rank - 1)
+        count = 1 if op_type == "RMSNormalization" else b.one(1, 2)
+        b.axis = b.number(axis, rank - 1)
+        parameters = [b.constant(b.floats(*x.shape[axis:]), share=True) for _ in range(count)]
+        b.add(op_type, [x, *parameters], axis=axis)
+
+
 # Ops that affines cross.
 
 

@@ -75,6 +75,35 @@ def test_factor_takes_the_scale(body: str, scale: bool) -> None:
     assert ops(model).get("Mul", 0) == ops(source)["Mul"] - ("poss)" not in body)
 
 
+BESIDE = [
+    ("positions behind a bias", "b = Add(a, k4) y = Add(b, full)", {"Tanh": 1, "Add": 1}),
+    ("bias behind a Sub", "b = Add(a, k4) y = Sub(full, b)", {"Tanh": 1, "Sub": 1}),
+    ("and the other way round", "b = Add(a, k4) y = Sub(b, image)", {"Tanh": 1, "Sub": 1}),
+    ("among several", "b = Sub(a, k4) d = Tanh(x) y = Sum(b, image, d)", {"Tanh": 2, "Sum": 1}),
+    ("factors of pixels", "b = Mul(a, k4) y = Mul(b, image)", {"Tanh": 1, "Mul": 1}),
+    ("factors past a gate", "b = Mul(a, k4) g = Sigmoid(x) c = Mul(b, g) y = Mul(c, full)", {"Tanh": 1, "Sigmoid": 1, "Mul": 2}),
+    ("a scale does not go into a sum", "b = Mul(a, k4) y = Add(b, full)", {"Tanh": 1, "Mul": 1, "Add": 1}),
+    ("nor a shift into a product", "b = Add(a, k4) y = Mul(b, full)", {"Tanh": 1, "Add": 1, "Mul": 1}),
+    ("nor a scale into a divisor", "b = Mul(a, k4) y = Div(b, poss)", {"Tanh": 1, "Mul": 1, "Div": 1}),
+    ("nor twice into one op", "b = Add(a, k4) c = Identity(b) y = Sum(b, c, full)", {"Tanh": 1, "Add": 1, "Identity": 1, "Sum": 1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "left"), [row[1:] for row in BESIDE], ids=[row[0] for row in BESIDE])
+def test_constant_beside_an_affine_takes_it(body: str, left: dict[str, int]) -> None:
+    text = f"g (double[2,4,6,6] x) => (double[2,4,6,6] y) {{ a = Tanh(x) {body} }}"
+    model, _ = folded(model_of(text, used(text, POOL | constants(k4=(4, 1, 1)))))
+    assert ops(model) == left
+
+
+def test_merged_branches_leave_the_constant_between_them() -> None:
+    text = (
+        f"g (double[2,3,8,8] x) => (double[2,4,6,6] y) {{ d = Conv(x, w) e = Conv(x, v) c = Sum(d, e, full) y = {BN} }}"
+    )
+    model, _ = folded(model_of(text, used(text, POOL | norm(4))))
+    assert ops(model) == {"Conv": 1, "Sum": 1}
+
+
 def test_constant_takes_the_shift_that_a_matmul_has_no_bias_for() -> None:
     text = f"g (double[2,5,3] x) => (double[2,5,4] y) {{ d = MatMul(x, w) c = Add(d, k) y = {BN} }}"
     model, report = folded(model_of(text, constants(w=(3, 4), k=(5, 4)) | norm(5)))

@@ -237,18 +237,23 @@ class Planner:
             return crossing
         search.path[producer] = None
         for operand, affine in crossing.items():
-            value = input_of(producer, operand)
             if operand not in view.constants:
-                search.work.append((value, affine))
+                search.work.append((input_of(producer, operand), affine))
             elif not affine.is_identity:
-                exact = rule.constant(view, operand, affine)
-                if isinstance(exact, Refusal):
-                    return exact
-                refusal = absorb_constant(value, exact, self.graph)
+                refusal = self._absorb_constant(search, producer, operand, affine)
                 if refusal:
                     return refusal
-                search.constants[producer, operand] = exact
         return None
+
+    def _absorb_constant(self, search: _Search, node: ir.Node, index: int, affine: ChannelAffine) -> Refusal | None:
+        """Let a constant input of an op absorb what its rule has for it."""
+        exact = RULES[node.op_type].constant(view_of(node, self.graph, self.pending), index, affine)
+        if isinstance(exact, Refusal):
+            return exact
+        refusal = absorb_constant(input_of(node, index), exact, self.graph)
+        if refusal is None:
+            search.constants[node, index] = exact
+        return refusal
 
     def _is_linear(self, node: ir.Node) -> bool:
         """Whether a node is linear with a weight of its own; a MatMul of two activations has none."""
@@ -277,13 +282,22 @@ class Planner:
             search.affines[consumer] = combined
             return None
         if in_default_domain(consumer) and consumer.op_type in RULES:
-            crossing = RULES[consumer.op_type].forward(view_of(consumer, self.graph, self.pending), index, moving)
-            if isinstance(crossing, Refusal):
-                return crossing
-            search.path[consumer] = None
-            search.work += [(consumer.outputs[i], affine) for i, affine in crossing.items()]
-            return None
+            return self._enter_across(search, consumer, index, moving)
         return Refusal(Reason.CONSUMER_NOT_LINEAR, f"its result goes to {consumer.op_type} ({label(consumer)})")
+
+    def _enter_across(self, search: _Search, consumer: ir.Node, index: int, moving: ChannelAffine) -> Refusal | None:
+        """Let a constant beside the affine absorb it, or else the op pass it on to its outputs."""
+        rule, view = RULES[consumer.op_type], view_of(consumer, self.graph, self.pending)
+        for operand, affine in rule.aside(view, index, moving).items():
+            if self._absorb_constant(search, consumer, operand, affine) is None:
+                search.path[consumer] = None
+                return None
+        crossing = rule.forward(view, index, moving)
+        if isinstance(crossing, Refusal):
+            return crossing
+        search.path[consumer] = None
+        search.work += [(consumer.outputs[i], affine) for i, affine in crossing.items()]
+        return None
 
     def _enter_linear(self, search: _Search, node: ir.Node, moving: ChannelAffine) -> Refusal | None:
         result = absorb_before(node, moving, self.graph, self.pending)

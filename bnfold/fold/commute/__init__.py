@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from bnfold.fold.commute.contraction import Contraction
 from bnfold.fold.commute.joins import Alike, Concatenation, Product, Sum
 from bnfold.fold.commute.layout import PassThrough, Permute, Relayout
+from bnfold.fold.commute.normalization import Normalization
 from bnfold.fold.commute.pointwise import PositivelyHomogeneous
 from bnfold.fold.commute.pooling import Pool, Reduction
 from bnfold.fold.commute.resampling import Padding, Resampling
@@ -40,7 +41,10 @@ RULES: Mapping[str, Rule] = {
     "Gather": Gathering(),
     "GlobalAveragePool": Pool(),
     "GlobalMaxPool": Pool(),
+    "GroupNormalization": Normalization(),
     "Identity": PassThrough(),
+    "InstanceNormalization": Normalization(),
+    "LayerNormalization": Normalization(),
     "LeakyRelu": PositivelyHomogeneous(),
     "MatMul": Contraction(),  # where neither side is the weight of a linear op
     "Max": Alike(),
@@ -50,6 +54,7 @@ RULES: Mapping[str, Rule] = {
     "Mul": Product(),
     "PRelu": PositivelyHomogeneous(),
     "Pad": Padding(),
+    "RMSNormalization": Normalization(),
     "ReduceMax": Reduction(),
     "ReduceMean": Reduction(),
     "ReduceMin": Reduction(),

@@ -116,6 +116,18 @@ class Elementwise(Rule):
         fitting = [i for i in candidates if not isinstance(self._fitted(op, i, affine), Refusal)]
         return sorted(fitting, key=lambda i: (i not in op.constants, i))
 
+    def _lifted(self, op: OpView, index: int, affine: ChannelAffine) -> ChannelAffine | Refusal:
+        """An affine of an input, on the output: channels that differ are more than one, and so not broadcast."""
+        before, after = op.input_shapes[index], op.output_shapes[0]
+        if affine.axis is None:
+            return affine
+        if before is None or after is None:
+            return Refusal(Reason.UNKNOWN_SHAPE, f"the shapes around the {op.op_type} are not known")
+        return affine.moved_to(affine.axis + len(after) - len(before))
+
+    def _other_constant(self, op: OpView, index: int) -> int | None:
+        return next((i for i in sorted(op.constants) if i != index), None)
+
     def _carrier(self, op: OpView, affine: ChannelAffine) -> int:
         return op.carrier if op.carrier is not None else next(iter(self.carriers(op, affine)), 0)
 
@@ -141,6 +153,14 @@ class Sum(Elementwise):
             if not isinstance(fitted, Refusal):
                 parts[i] = fitted
         return parts
+
+    def aside(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing:
+        """``(a + t) ± c = a ± (c ± t)``."""
+        constant, lifted = self._other_constant(op, index), self._lifted(op, index, affine)
+        if constant is None or affine.has_scale or isinstance(lifted, Refusal):
+            return {}
+        sign = -1.0 if op.op_type == "Sub" else 1.0
+        return {constant: ChannelAffine(lifted.axis, lifted.scale, sign * lifted.shift)}
 
 
 class Alike(Elementwise):
@@ -181,9 +201,12 @@ class Product(Elementwise):
             return Refusal(Reason.NONZERO_SHIFT, f"{op.op_type} does not commute with a shift")
         if op.op_type == "Div" and index != 0:
             return Refusal(Reason.UNSUPPORTED_OP, "the affine reaches the Div as its divisor")
-        before, after = op.input_shapes[index], op.output_shapes[0]
-        if affine.axis is None:
-            return {0: affine}
-        if before is None or after is None:
-            return Refusal(Reason.UNKNOWN_SHAPE, f"the shapes around the {op.op_type} are not known")
-        return {0: affine.moved_to(affine.axis + len(after) - len(before))}
+        lifted = self._lifted(op, index, affine)
+        return lifted if isinstance(lifted, Refusal) else {0: lifted}
+
+    def aside(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing:
+        """``(s·a)·c = a·(s·c)``."""
+        constant, lifted = self._other_constant(op, index), self._lifted(op, index, affine)
+        if constant is None or affine.has_shift or op.op_type == "Div" or isinstance(lifted, Refusal):
+            return {}
+        return {constant: lifted}

@@ -56,6 +56,10 @@ class Rule:
         """The affines on the outputs that replace ``affine`` on input ``index``."""
         return Refusal(Reason.UNSUPPORTED_OP, f"no rule moves an affine forward through {op.op_type}")
 
+    def aside(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing:
+        """The affine on one constant input that replaces ``affine`` on input ``index``; none where none can."""
+        return {}
+
     def carriers(self, op: OpView, affine: ChannelAffine) -> Sequence[int]:
         """The inputs any one of which may take what only one can: the shift of a sum, the scale of a product.
 
@@ -64,7 +68,7 @@ class Rule:
         return ()
 
     def constant(self, op: OpView, index: int, affine: ChannelAffine) -> Float64Array | Refusal:
-        """What the constant input ``index`` becomes with the affine in it that :meth:`backward` gave for it."""
+        """What the constant input ``index`` becomes with the affine in it that the rule gave for it."""
         array = op.constants[index]
         if affine.axis is not None and (affine.axis >= array.ndim or array.shape[affine.axis] != affine.size):
             return Refusal(
