@@ -170,6 +170,21 @@ def test_constant_that_would_overflow_is_an_obstacle() -> None:
     assert ops(model) == {"Conv": 1, "Add": 1, "Mul": 1}
 
 
+def test_factor_that_would_underflow_is_an_obstacle() -> None:
+    """The other factor may be large, so that the product is none too small."""
+    text = "g (float16[2,4,6] x) => (float16[2,4,6] y) { a = Tanh(x) c = MatMul(k, a) y = Mul(c, s) }"
+    arrays = {
+        "k": np.full((4, 4), 0.5, np.float16),
+        "s": np.array([1, 1, 1, 1e-6]).reshape(4, 1).astype(np.float16),
+    }
+    model = model_of(text, arrays)
+    assert reason_of(fold(model)) == "underflow"
+    arrays["s"] = np.array([1, 1, 1, 0]).reshape(4, 1).astype(np.float16)
+    model = model_of(text, arrays)
+    fold(model)
+    assert "Mul" not in ops(model)
+
+
 def test_constant_is_rounded_once_however_many_affines_reach_it() -> None:
     text = (
         "g (float16[2,3,4,4] x) => (float16[2,4,4,5] y) { d = Conv(x, w) c = Concat<axis=3>(d, k) "
@@ -190,14 +205,29 @@ def test_constant_is_rounded_once_however_many_affines_reach_it() -> None:
     [
         ("c = Add(d, big)", (1, 64, 40, 40), constants(big=(40, 40))),
         ("c = Add(d, big) z = Tanh(big)", (1, 64, 40, 40), constants(big=(64, 40, 40))),
+        (
+            "e = Expand(big, to) c = Add(d, e)",
+            (1, 1100, 8, 8),
+            constants(big=(1, 8, 8)) | {"to": np.array([1100, 8, 8])},
+        ),
+        ("e = Identity(big) z = Tanh(big) c = Add(d, e)", (1, 64, 40, 40), constants(big=(64, 40, 40))),
     ],
-    ids=["grows", "shared"],
+    ids=["grows", "shared", "expanded", "shared behind an op"],
 )
 def test_file_does_not_grow_for_an_op_less(body: str, shape: tuple[int, ...], arrays: dict[str, Array]) -> None:
-    dims = ",".join(map(str, shape))
-    text = f"g (double[1,1,40,40] x) => (double[{dims}] y) {{ d = Conv(x, w) {body} y = {BN} }}"
-    model = model_of(text, constants(w=(64, 1, 1, 1)) | norm(64) | arrays)
+    channels, *pixels = shape[1:]
+    text = (
+        f"g (double[1,1,{pixels[0]},{pixels[1]}] x) => (double[1,{channels},{pixels[0]},{pixels[1]}] y) "
+        f"{{ d = Conv(x, w) {body} y = {BN} }}"
+    )
+    model = model_of(text, constants(w=(channels, 1, 1, 1)) | norm(channels) | arrays)
     assert reason_of(fold(model)) == "more-work"
+
+
+def test_large_constant_that_is_rearranged_gives_way() -> None:
+    text = f"g (double[1,1,40,40] x) => (double[1,64,40,40] y) {{ d = Conv(x, w) e = Transpose<perm=[2,0,1]>(big) c = Add(d, e) y = {BN} }}"
+    model, _ = folded(model_of(text, constants(w=(64, 1, 1, 1), big=(40, 40, 64)) | norm(64)))
+    assert ops(model) == {"Conv": 1, "Add": 1}
 
 
 def test_embedding_takes_the_scale_of_what_it_looks_up() -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnfold.affine import ChannelAffine, Float64Array
-from bnfold.fold.linear import LINEAR_OPS, Linear
+from bnfold.fold.linear import LINEAR_OPS, Linear, unit_roundoff
 from bnfold.fold.quantized import Quantization, read_quantization
 from bnfold.fold.report import Reason, Refusal
 from bnfold.graph import ModelGraph, attributes_of, input_of, label
@@ -88,23 +89,61 @@ def absorb_before(
     return result.problem() or (result, left)
 
 
-def absorb_constant(value: ir.Value, exact: Float64Array, graph: ModelGraph) -> Refusal | None:
+def absorb_constant(value: ir.Value, exact: Float64Array, affine: ChannelAffine, graph: ModelGraph) -> Refusal | None:
     """Why a constant cannot be stored with an affine in it, if it cannot.
 
-    It may underflow: what would have been computed from it is of the same dtype, and resolves no finer.
+    One that is only scaled may be a factor, and so must not lose a channel to underflow. A shift makes it a summand:
+    what is added to that is of the same dtype, and resolves no finer.
+
+    Args:
+        value: the constant.
+        exact: what it becomes.
+        affine: what it takes.
+        graph: the model.
     """
     if graph.constants.quantized(value):
         return Refusal(Reason.WEIGHT_QUANTIZED, f"the constant {value.name} is quantized")
     stored = graph.constants.floats(value)
     if stored is None:
         return Refusal(Reason.PARAMETERS_INVALID, f"the constant {value.name} is not of a floating-point type")
-    if stored.size > _MOST_COPIED and len(value.uses()) > 1:
-        return Refusal(Reason.COST, f"the constant {value.name} has other users, and would be stored twice")
+    if stored.size > _MOST_COPIED and not _gives_way(value, stored.size):
+        return Refusal(Reason.COST, f"the constant {value.name} would be stored beside what it is made of or used for")
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         rounded = exact.astype(stored.dtype).astype(np.float64)
     if not np.all(np.isfinite(rounded)):
         return Refusal(Reason.OVERFLOW, f"the constant {value.name} would overflow {stored.dtype.name}")
+    if not affine.has_shift and _loses_a_channel(stored, exact, rounded):
+        return Refusal(Reason.UNDERFLOW, f"the constant {value.name} would underflow {stored.dtype.name}")
     return None
+
+
+def _gives_way(value: ir.Value, size: int) -> bool:
+    """Whether a constant, and a stored one of its size that it is made of, are gone once it is replaced."""
+    while len(value.uses()) == 1 and not value.is_graph_output():
+        producer = value.producer()
+        if producer is None or producer.op_type == "Constant":
+            return value.const_value is None or value.const_value.size >= size
+        source = producer.inputs[0] if producer.inputs else None
+        if source is None:
+            return False
+        value = source
+    return False
+
+
+def _loses_a_channel(stored: NDArray[Any], exact: Float64Array, rounded: Float64Array) -> bool:
+    """Whether a slice along some axis loses more than rounding costs, and more than it had lost as it was stored."""
+    roundoff = unit_roundoff(stored.dtype)
+    if np.all(np.abs(exact - rounded) <= roundoff * np.abs(exact)):
+        return False
+    half_step = float(ml_dtypes.finfo(stored.dtype).smallest_subnormal) / 2
+    before = np.broadcast_to(np.abs(stored.astype(np.float64)), exact.shape)
+    for axis in range(exact.ndim):
+        others = tuple(other for other in range(exact.ndim) if other != axis)
+        largest, error, had = (a.max(axis=others) for a in (np.abs(exact), np.abs(exact - rounded), before))
+        own = half_step / np.where(had > 0, had, np.inf)
+        if np.any(error > 2 * np.maximum(roundoff, own) * largest):
+            return True
+    return exact.ndim == 0
 
 
 def has_runtime_bias(node: ir.Node, graph: ModelGraph) -> bool:

@@ -250,7 +250,7 @@ class Planner:
         exact = RULES[node.op_type].constant(view_of(node, self.graph, self.pending), index, affine)
         if isinstance(exact, Refusal):
             return exact
-        refusal = absorb_constant(input_of(node, index), exact, self.graph)
+        refusal = absorb_constant(input_of(node, index), exact, affine, self.graph)
         if refusal is None:
             search.constants[node, index] = exact
         return refusal
@@ -288,10 +288,12 @@ class Planner:
     def _enter_across(self, search: _Search, consumer: ir.Node, index: int, moving: ChannelAffine) -> Refusal | None:
         """Let a constant beside the affine absorb it, or else the op pass it on to its outputs."""
         rule, view = RULES[consumer.op_type], view_of(consumer, self.graph, self.pending)
-        for operand, affine in rule.aside(view, index, moving).items():
-            if self._absorb_constant(search, consumer, operand, affine) is None:
-                search.path[consumer] = None
-                return None
+        # Not of an affine op, whose constant may no longer be what it stands for.
+        if not isinstance(read_affine(consumer, self.graph, self.pending.affines), Site):
+            for operand, affine in rule.aside(view, index, moving).items():
+                if self._absorb_constant(search, consumer, operand, affine) is None:
+                    search.path[consumer] = None
+                    return None
         crossing = rule.forward(view, index, moving)
         if isinstance(crossing, Refusal):
             return crossing
