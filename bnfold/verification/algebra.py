@@ -132,7 +132,8 @@ def _affine_key(node: ir.Node, network: Network) -> bytes:
 def _narrow_scales(model: ir.Model) -> None:
     """Give the scales of each Resize back the one type that ONNX's shape inference takes them in."""
     for node in model.graph.all_nodes():
-        index = {"Resize": 2, "Upsample": 1}.get(node.op_type, len(node.inputs))
+        resize = 2 if len(node.inputs) > 2 else 1  # opset 10 has no region of interest
+        index = {"Resize": resize, "Upsample": 1}.get(node.op_type, len(node.inputs))
         scales = node.inputs[index] if index < len(node.inputs) else None
         if scales is not None and scales.const_value is not None and scales.dtype == ir.DataType.DOUBLE:
             scales.const_value = ir.tensor(scales.const_value.numpy().astype(np.float32), name=scales.name)
