@@ -51,16 +51,19 @@ _OWN_OPSETS = (13, 17)
 #: Why algebra leaves what is left of a network.
 BY_ALGEBRA = {
     "convmixer": "Each batch norm follows a GELU, which nothing crosses, so it can only go forward. One that a padded "
-    "depthwise convolution reads must stay for its shift, since the padding is zero before and after it.",
+    "depthwise convolution reads must stay for its shift, since the padding is zero before and after it. One that goes "
+    "into a sum could leave if the other branch were divided by its scale, which is not done.",
+    "convnext": "At opset 13, layer normalization is taken apart, and its scale and shift seen. Those of the stem go "
+    "to a padded depthwise convolution and a shortcut.",
     "densenet": "The first batch norm of a layer reads a concatenation that later layers read too, each with a batch "
     "norm of its own: values cannot be scaled for one reader without being wrong for the others. A ReLU follows, "
-    "which a shift does not cross.",
+    "which a shift does not cross. (One for each value could leave if all other readers took it back again, at a loss "
+    "of precision where the shift is large; this is not done.)",
     "light_densenet121": "As `densenet`: 58 first batch norms of layers, 3 of transitions, and the last.",
     "preact_resnet": "The first batch norm of a block reads the sum that the shortcut carries on unscaled, and a ReLU "
-    "follows, which a shift does not cross.",
-    "resmlp": "Between an affine of the channels and its LayerScale lies a linear layer over the patches. Its bias "
-    "differs from patch to patch, so that scaled by channel it would no longer be a vector, and the affine's shift "
-    "would become such a matrix likewise.",
+    "follows, which a shift does not cross. (As with `densenet`, one of each row of blocks could leave.)",
+    "resmlp": "Between an affine of the channels and its LayerScale lies a linear layer over the patches, with a bias "
+    "for each patch. It would take a constant of patches × channels to move either past that bias.",
 }  # fmt: skip
 
 
@@ -240,8 +243,8 @@ computes the same function after as before; the largest error was {worst:.2g} of
 | TorchScript, kept | `… dynamo=False, training=TrainingMode.PRESERVE` | all |
 | `bnfold export` | `bnfold export NAME` | all |
 
-An affine is any other scale and shift of each channel: LayerScale, ResMLP's affine, a decomposed norm. Nodes are those
-of the whole graph, constants included. Where a way has several lines, or a range, its opsets or its open batch differ.
+An affine is any other scale and shift of each channel: LayerScale, ResMLP's affine, a decomposed norm; one on a value of
+unknown rank is not counted. Nodes are those of the whole graph, constants included. Where a way has several lines, or a range, its opsets or its open batch differ.
 
 ## Networks
 
@@ -250,6 +253,7 @@ of the whole graph, constants included. Where a way has several lines, or a rang
     for name, outcomes in networks.items():
         yield from _rows(name, outcomes)
     yield from _section("## What is left, and why", networks)
+    yield from _missing(networks)
     yield """
 ## Graphs of the onnx package
 
@@ -265,6 +269,31 @@ random. Results are verified in float64.
         yield f"| {name} | {before} → {left} | {outcome.report.nodes_before} → {outcome.report.nodes_after} |"
     yield from _section("", {name: [outcome] for name, outcome in light.items()})
     yield ""
+
+
+def _missing(networks: dict[str, list[Outcome]]) -> Iterator[str]:
+    """The exports that there are not, those for the same cause in one line."""
+    found: dict[tuple[str, str], dict[str, set[int]]] = {}
+    for name, outcomes in networks.items():
+        for outcome in outcomes:
+            if outcome.problem and outcome.setting is not None:
+                cause = (_SHORT[outcome.setting.way], _brief(outcome.problem))
+                found.setdefault(cause, {}).setdefault(name, set()).add(outcome.setting.opset)
+    if not found:
+        return
+    yield "\n## Exports that there are not\n"
+    for (way, cause), where in sorted(found.items()):
+        opsets = (f"{name} at {', '.join(map(str, sorted(asked)))}" for name, asked in where.items())
+        yield f"- {way}: {cause} ({'; '.join(opsets)})"
+
+
+def _brief(problem: str) -> str:
+    """The part of a message that is the same for every network."""
+    for before in ("Status Message: ", " is a ", "no export: "):
+        problem = problem.rpartition(before)[2]
+    for after in ("; ask for", ". Support for"):
+        problem = problem.partition(after)[0]
+    return problem
 
 
 _SHORT = {
@@ -286,9 +315,8 @@ def _rows(name: str, outcomes: Sequence[Outcome]) -> Iterator[str]:
             norms, norms_left, affines, affines_left = counts
             cells = [name, _SHORT[way], f"{norms} → {norms_left}" if norms else "–"]
             cells += [f"{affines} → {affines_left}" if affines else "–", _nodes(same), _spelled(same, way=False)]
-            if problem:
-                cells[2:5] = [problem, "", ""]
-            yield f"| {' | '.join(cells)} |"
+            if not problem:
+                yield f"| {' | '.join(cells)} |"
 
 
 def _nodes(outcomes: Iterable[Outcome]) -> str:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
@@ -34,8 +36,8 @@ from bnfold.exporting.opset import set_opset
 from bnfold.exporting.source import Network
 from bnfold.models import build, fitting_arguments, names
 
-#: The newest opset that torch 2.13 writes and ONNX Runtime 1.31 loads.
-NEWEST_OPSET = 26
+#: The newest opset that torch 2.13 writes and of which ONNX Runtime 1.31 has all operators used here.
+NEWEST_OPSET = 25
 
 _SHAPE = (3, 16, 16)
 _SHAPES: Mapping[str, tuple[int, ...]] = {"fcn1d": (3, 48), "mlp": (48,), "r2plus1d": (3, 4, 16, 16)}
@@ -210,12 +212,21 @@ class Exporter:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep what the exporters say of themselves, deprecations and whole graphs among it, out of the output."""
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+    outputs = (1, 2)  # by number, because torch prints from C++ as well
+    kept = [os.dup(output) for output in outputs]
+    with warnings.catch_warnings(), Path(os.devnull).open("w") as nowhere:
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
+        sys.stdout.flush()
+        for output in outputs:
+            os.dup2(nowhere.fileno(), output)
         try:
             yield
         finally:
+            sys.stdout.flush()
+            for output, copied in zip(outputs, kept, strict=True):
+                os.dup2(copied, output)
+                os.close(copied)
             logging.disable(logging.NOTSET)
 
 
@@ -263,8 +274,10 @@ def _drawn(random: np.random.Generator, role: tuple[str, int], shape: tuple[int,
             values = random.uniform(0.5, 2.0, shape)
         case ("BatchNormalization", 1) | ("Mul", _):
             values = random.uniform(0.5, 1.5, shape) * random.choice((-1.0, 1.0), shape, p=(0.125, 0.875))
-        case ("Conv" | "Gemm" | "MatMul", 1):
-            values = random.normal(size=shape) * np.sqrt(2.0 / max(1.0, float(np.prod(shape[1:]))))
+        case ("Conv" | "Gemm" | "MatMul" as op, 1):
+            # The last layer's are small, or else the softmax behind it says the same of every image.
+            gain = 2.0 if op == "Conv" else 1e-4
+            values = random.normal(size=shape) * np.sqrt(gain / max(1.0, float(np.prod(shape[1:]))))
         case _:
             values = random.uniform(-0.5, 0.5, shape)
     return np.asarray(values, dtype=np.float32)
