@@ -278,3 +278,84 @@ def test_progress_is_told():
     feeds = drawn_feeds(input_specs(reference), samples=1, seed=0)
     prove_folds(Oracle(reference), Oracle(candidate), feeds, progress=lambda *call: calls.append(call))
     assert {stage for stage, done, total in calls if done == total} == {"algebra of the folds", "the candidate's folds"}
+
+
+def narrow(arrays):
+    return {name: array.astype(np.float32) for name, array in arrays.items()}
+
+
+CONV_NORM = "agraph (float[N,3,6,6] x) => (float[N,4,6,6] y) { a = Conv<pads = [1, 1, 1, 1]>(x, w)  b = BatchNormalization(a, scale, bias, mean, var)  y = Relu(b) }"
+
+
+def test_weights_kept_in_a_coarser_type_than_the_reference_has_are_no_rounding():
+    reference = model_of(CONV_NORM, narrow(constants(w=(4, 3, 3, 3)) | norm(4)))
+    candidate = ir.to_proto(engine_fold(reference))
+    weight = candidate.graph.initializer[[t.name for t in candidate.graph.initializer].index("w")]
+    halved = onnx.numpy_helper.to_array(weight).astype(np.float16)
+    weight.CopyFrom(onnx.numpy_helper.from_array(halved, "half"))
+    candidate.graph.node.insert(0, onnx.helper.make_node("Cast", ["half"], ["w"], to=onnx.TensorProto.FLOAT))
+    result = proven(reference, ir.from_proto(candidate))
+    assert result.wrong, result.sentence
+
+
+def test_an_output_that_became_a_constant_is_wrong():
+    reference = model_of(CONV_NORM, narrow(constants(w=(4, 3, 3, 3)) | norm(4)))
+    text = "agraph (float[N,3,6,6] x) => (float[N,4,6,6] y) { y = Identity(c) }"
+    result = proven(reference, model_of(text, {"c": np.ones((1, 4, 6, 6), np.float32)}))
+    assert result.wrong, result.sentence
+
+
+def test_a_constant_of_another_shape_that_broadcasts_alike_is_the_same():
+    text = "agraph (float[N,3,6,6] x) => (float[N,4,5,5] y) {{ a = Conv(x, w)  b = BatchNormalization(a, scale, bias, mean, var)  r = Tanh(b)  y = Mul(r, k) }}"
+    arrays = narrow(constants(w=(4, 3, 2, 2), k=(4, 1, 1)) | norm(4))
+    reference = model_of(text.format(), arrays)
+    candidate = engine_fold(reference)
+    value = candidate.graph.initializers["k"]
+    value.const_value = ir.tensor(value.const_value.numpy()[None], name="k")
+    value.shape = ir.Shape([1, 4, 1, 1])
+    result = proven(reference, candidate)
+    assert result.proven, result.sentence
+
+
+def test_an_operator_whose_meaning_the_opset_changes_is_looked_at():
+    """Softmax flattens up to opset 12."""
+    text = "agraph (float[N,3,6] x) => (float[N,4,6] y) { a = Conv(x, w)  b = BatchNormalization(a, scale, bias, mean, var)  y = Softmax(b) }"
+    arrays = narrow(constants(w=(4, 3, 1)) | norm(4))
+    folded = [engine_fold(model_of(text, arrays, opset=opset)) for opset in (12, 13)]
+    assert proven(model_of(text, arrays, opset=13), folded[1]).proven
+    result = proven(model_of(text, arrays, opset=13), folded[0])
+    assert [proof.node for proof in result.wrong] == ["y"], result.sentence
+
+
+def test_attributes_that_only_say_what_holds_anyway_do_no_harm():
+    reference = model_of(CONV_NORM, narrow(constants(w=(4, 3, 3, 3)) | norm(4)))
+    candidate = ir.to_proto(engine_fold(reference))
+    for name, value in {"group": 1, "strides": [1, 1], "kernel_shape": [3, 3], "auto_pad": "NOTSET"}.items():
+        candidate.graph.node[0].attribute.append(onnx.helper.make_attribute(name, value))
+    result = proven(reference, ir.from_proto(candidate))
+    assert result.proven
+    assert all(proof.error is None for proof in result.proofs), "nothing had to be run"
+
+
+def test_branches_that_were_folded_and_not_merged_are_proven_as_they_are():
+    text = """agraph (float[N,4,6,7] x) => (float[N,4,6,7] y) {
+        a = Conv<pads = [1, 1, 1, 1]>(x, w3)  c = BatchNormalization(a, scale, bias, mean, var)
+        d = Conv(x, w1)  e = BatchNormalization(d, scale_2, bias_2, mean_2, var_2)  y = Add(c, e) }"""
+    reference = model_of(text, narrow(constants(w3=(4, 4, 3, 3), w1=(4, 4, 1, 1)) | norm(4) | norm(4, "_2")))
+    candidate = engine_fold(reference, merge=False)
+    result = proven(reference, candidate)
+    assert result.proven
+    assert {proof.kind for proof in result.proofs} == {"batch_norm"}
+    assert [proof.node for proof in proven(reference, one_bit(candidate, "w1", 3)).wrong] == ["e"]
+
+
+def test_two_folds_in_a_row_without_an_activation_are_proven_unmerged_too():
+    text = """agraph (float[N,4,6,6] x) => (float[N,4,6,6] y) {
+        a = Conv(x, w1)  c = BatchNormalization(a, scale, bias, mean, var)
+        d = Conv(c, w2)  y = BatchNormalization(d, scale_2, bias_2, mean_2, var_2) }"""
+    reference = model_of(text, narrow(constants(w1=(4, 4, 1, 1), w2=(4, 4, 1, 1)) | norm(4) | norm(4, "_2")))
+    candidate = engine_fold(reference, merge=False)
+    result = proven(reference, candidate)
+    assert result.proven
+    assert result.rounded_once
+    assert [proof.node for proof in proven(reference, one_bit(candidate, "w2", 3)).wrong] == ["y"]

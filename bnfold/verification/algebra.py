@@ -83,7 +83,7 @@ class Algebra:
     common: tuple[str, ...]
 
 
-def exact_fold(reference: Network, candidate: Network) -> tuple[Network, FoldReport]:
+def exact_fold(reference: Network, candidate: Network, *, merge: bool = True) -> tuple[Network, FoldReport]:
     """The reference folded in float64 wherever the candidate was; what the candidate still has is left alone."""
     model = reference.oracle.model.clone()
     left = {names_of(node) for node in _left(reference, candidate)}
@@ -98,7 +98,7 @@ def exact_fold(reference: Network, candidate: Network) -> tuple[Network, FoldRep
     ):
         RemoveInitializersFromInputsPass()(model)  # as the candidate has it
     _narrow_scales(model)
-    report = fold(model, lambda node: node not in kept)
+    report = fold(model, lambda node: node not in kept, merge=merge)
     return Network(Oracle(model)), report
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
-from bnfold.fold.report import FoldRecord, Kept, Kind, MergeRecord
+from bnfold.fold.report import FoldRecord, FoldReport, Kept, Kind, MergeRecord
 from bnfold.graph import label
 from bnfold.progress import Progress, silent
 from bnfold.verification.algebra import TOLERANCE, Algebra, Step, exact_fold, prove_algebra
@@ -22,6 +22,7 @@ from bnfold.verification.inputs import Feed
 from bnfold.verification.oracle import Oracle
 from bnfold.verification.regions import Ground, Network
 from bnfold.verification.rounding import Examination, Examiner, Piece
+from bnfold.verification.twins import Twins
 from bnfold.verification.verdict import Rule
 
 FoldVerdict = Literal["ok", "algebra", "constants", "function", "unknown"]
@@ -207,11 +208,23 @@ class FoldProver:
         self.reference, self.candidate = Network(reference), Network(candidate)
         self._places = {name: place for place, name in enumerate(self.reference.producers)}
         ground = Ground(self.reference, _one_of_each_shape(feeds), seed)
-        exact, report = exact_fold(self.reference, self.candidate)
+        exact, report, twins = self._exact_fold()
         self.algebra: Algebra = prove_algebra(self.reference, exact, report, ground, progress)
-        self.examination: Examination = Examiner(self.reference, self.algebra, self.candidate, ground, rule).examine(
-            progress
-        )
+        self.examination: Examination = Examiner(
+            self.reference, self.algebra, self.candidate, twins, ground, rule
+        ).examine(progress)
+
+    def _exact_fold(self) -> tuple[Network, FoldReport, Twins]:
+        """The exact fold, with linear ops merged or not: whichever the candidate is more like."""
+        types = self.reference.oracle.stored
+        exact, report = exact_fold(self.reference, self.candidate)
+        twins = Twins(exact, self.candidate, types)
+        if not twins.complete and any(merge.into is not None for merge in report.merges):
+            other, other_report = exact_fold(self.reference, self.candidate, merge=False)
+            other_twins = Twins(other, self.candidate, types)
+            if other_twins.agreeing > twins.agreeing:
+                return other, other_report, other_twins
+        return exact, report, twins
 
     def result(self) -> FoldsResult:
         """What was found, fold by fold."""

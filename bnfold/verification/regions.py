@@ -24,6 +24,7 @@ from bnfold.verification.inputs import Feed
 from bnfold.verification.metrics import is_float
 from bnfold.verification.oracle import Oracle
 from bnfold.verification.sameness import attribute_lines
+from bnfold.verification.schemas import implied_attributes, schema_of
 from bnfold.verification.shrinking import small_sides
 
 Array = NDArray[Any]
@@ -67,6 +68,7 @@ class Network:
     def __init__(self, oracle: Oracle) -> None:
         self.oracle = oracle
         self._graph = graph = oracle.model.graph
+        self._opset = oracle.model.opset_imports.get("", oracle.model.opset_imports.get("ai.onnx", 1))
         self.inputs = tuple(str(value.name) for value in graph.inputs if value.name not in graph.initializers)
         self.outputs = tuple(str(value.name) for value in graph.outputs)
         self.producers: dict[str, ir.Node] = {}
@@ -118,7 +120,8 @@ class Network:
             name = work.pop()
             node = self.producers.get(name)
             if node is None or (name != output and name in stops and name not in beyond):
-                inputs[name] = None
+                if self.varies(name):
+                    inputs[name] = None
             elif node not in inside:
                 inside.add(node)
                 work += self.reads(node)
@@ -136,12 +139,17 @@ class Network:
         return self._arrays[name]
 
     def operator(self, node: ir.Node) -> bytes:
-        """A node's operator and attributes as text, the same for any two nodes that do the same to their inputs."""
+        """A node's operator and attributes as text, the same for any two nodes that do the same to their inputs.
+
+        The version counts by which ONNX defines the operator; attributes do not that only say what holds anyway.
+        """
         if node not in self._keys:
             around = {value: self._text(value) for value in _captured(node, self._graph)}
             domain = "" if in_default_domain(node) else node.domain
-            head = f"{domain} {node.op_type} {node.overload} {len(node.outputs)}\n".encode()
-            self._keys[node] = head + attribute_lines(node, around)
+            schema = schema_of(node, self._opset)
+            since = schema.since_version if schema else self._graph.opset_imports.get(node.domain)
+            head = f"{domain} {node.op_type} {node.overload} {len(node.outputs)} {since}\n".encode()
+            self._keys[node] = head + attribute_lines(node, around, implied_attributes(node, schema))
         return self._keys[node]
 
     def _text(self, value: ir.Value) -> str:

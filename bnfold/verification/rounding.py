@@ -89,16 +89,19 @@ class Examiner:
         reference: the reference.
         algebra: the exact fold, with what it has in common with the reference.
         candidate: the candidate.
+        twins: which node of the exact fold is which of the candidate.
         ground: what to draw inputs in the likeness of.
         rule: how much error is allowed where a region is run.
     """
 
-    def __init__(self, reference: Network, algebra: Algebra, candidate: Network, ground: Ground, rule: Rule) -> None:
+    def __init__(
+        self, reference: Network, algebra: Algebra, candidate: Network, twins: Twins, ground: Ground, rule: Rule
+    ) -> None:
         self._reference = reference
         self._candidate = candidate
         self._ground = ground
         self._rule = replace(rule, rtol=None, atol=None)
-        self._twins = Twins(algebra.exact, candidate)
+        self._twins = twins
         self._by_found: Mapping[ir.Node, Twin] = {twin.found: twin for twin in self._twins.pairs}
         self._once = _rounded_once(self._twins.pairs)
         self._wanted = [name for name in algebra.common if name not in reference.inputs]
@@ -137,7 +140,7 @@ class Examiner:
         for done, name in enumerate(wanted):
             progress("the candidate's folds", done, len(wanted))
             region = self._candidate.region(names[name], stops)
-            if not all(self._sound(node) for node in region.nodes):
+            if not region.nodes or not all(self._sound(node) for node in region.nodes):
                 pieces.append(self._judged(meeting, name))
         progress("the candidate's folds", len(wanted), len(wanted))
         return pieces
@@ -152,7 +155,7 @@ class Examiner:
         twins = tuple(twin for node in own if (twin := self._by_found.get(node)) is not None and not twin.sound)
         piece = Piece(before, after, twins, tuple(node for node in own if node not in self._by_found), "ok")
         piece = self._run(piece, meeting)
-        if self._once and any(twin.firm and not twin.sound for twin in twins):
+        if self._once and any(twin.damaged for twin in twins):
             return replace(piece, verdict="constants")
         return piece
 
@@ -185,11 +188,11 @@ class Examiner:
         return replace(piece, verdict=verdict, finding=judgement.worst, problem="")
 
     def _dtype(self, piece: Piece) -> str:
-        """The coarsest type in which a region keeps its constants; that of all constants where it has none."""
-        stored = self._candidate.oracle.stored
-        names = {value.name for node in piece.after.nodes for value in node.inputs if value is not None}
+        """The coarsest type in which the reference keeps a region's constants; that of all where it has none."""
+        stored = self._reference.oracle.stored
+        names = {value.name for node in piece.before.nodes for value in node.inputs if value is not None}
         types = [dtype for name, dtype in stored.items() if name in names] or list(stored.values()) or ["float32"]
-        return max(types, key=lambda dtype: UNIT_ROUNDOFF[dtype])
+        return max(types, key=UNIT_ROUNDOFF.__getitem__)
 
 
 def _rounded_once(twins: Iterable[Twin]) -> bool:

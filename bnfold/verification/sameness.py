@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -61,14 +61,15 @@ def _constant(node: ir.Node) -> ir.TensorProtocol | None:
     return None if attribute.is_ref() else attribute.as_tensor()
 
 
-def attribute_lines(node: ir.Node, outer: Mapping[ir.Value, str]) -> bytes:
+def attribute_lines(node: ir.Node, outer: Mapping[ir.Value, str], without: Container[str] = ()) -> bytes:
     """A node's attributes as text, blind to names inside of subgraphs.
 
     Args:
         node: any node.
         outer: how to write the values that its subgraphs read from around them.
+        without: attributes to leave out.
     """
-    names = sorted(node.attributes)
+    names = sorted(name for name in node.attributes if name not in without)
     return b"".join(line for name in names for line in _attribute_lines(name, node.attributes[name], outer))
 
 

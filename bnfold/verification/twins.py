@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bnfold.verification.metrics import is_float, spacing
+from bnfold.verification.metrics import UNIT_ROUNDOFF, is_float, spacing
 from bnfold.verification.regions import Network, names_of
 
 Array = NDArray[Any]
@@ -109,6 +109,11 @@ class Twin:
         return not self.differences and all(constant.sound for constant in self.constants)
 
     @property
+    def damaged(self) -> bool:
+        """Whether constants that belong to each other are apart: not by their shape or type, which may not matter."""
+        return self.firm and any(constant.off for constant in self.constants)
+
+    @property
     def firm(self) -> bool:
         """Whether there can be no doubt that the two belong together."""
         if self.differences:
@@ -119,13 +124,19 @@ class Twin:
 class Twins:
     """The twins of two networks.
 
+    Args:
+        expected: the exact fold.
+        found: the candidate.
+        types: in which the reference keeps its constants.
+
     Attributes:
         pairs: in the order of the candidate.
         names: the candidate's value for each value of the exact fold that it has.
     """
 
-    def __init__(self, expected: Network, found: Network) -> None:
+    def __init__(self, expected: Network, found: Network, types: Mapping[str, str]) -> None:
         self._expected = expected
+        self._types = types
         self._found = found
         self.names: dict[str, str] = {name: name for name in expected.inputs if name in found.inputs}
         self._back = dict(self.names)
@@ -135,6 +146,17 @@ class Twins:
             self._by_part[self._part(expected, node, None)].append(node)
         self.pairs = tuple(pair for node in found.nodes if (pair := self._pair(node)) is not None)
         self.of: Mapping[ir.Node, Twin] = {pair.expected: pair for pair in self.pairs}
+
+    @property
+    def complete(self) -> bool:
+        """Whether each node has its twin, and no two do different things to different values."""
+        same_count = len(self.pairs) == len(self._expected.nodes) == len(self._found.nodes)
+        return same_count and not any(pair.differences for pair in self.pairs)
+
+    @property
+    def agreeing(self) -> int:
+        """How many nodes do the same, constants aside."""
+        return sum(not pair.differences for pair in self.pairs)
 
     def _part(self, network: Network, node: ir.Node, names: Mapping[str, str] | None) -> tuple[object, ...]:
         """What a node does, to which values, in the exact fold's names; constants count only by their place."""
@@ -218,7 +240,13 @@ class Twins:
                 return None
             problem = f"{_few(found)} where {_few(expected)} belongs"
             return ConstantError(name, role, np.inf, np.inf, (), 0.0, 0.0, found.size, 0, 0, problem)
-        return _error(name, role, expected, found, self._found.oracle.stored.get(name, "float64"))
+        return _error(name, role, expected, found, self._dtype(str(one.name), name))
+
+    def _dtype(self, expected: str, found: str) -> str:
+        """The type that a constant is rounded to: the file's, but none coarser than the reference's."""
+        stored = self._found.oracle.stored.get(found, "float64")
+        coarsest = self._types.get(expected) or max(self._types.values(), default=stored, key=UNIT_ROUNDOFF.__getitem__)
+        return min(stored, coarsest, key=UNIT_ROUNDOFF.__getitem__)
 
     def _differences(self, twin: ir.Node, node: ir.Node) -> tuple[str, ...]:
         """In what two nodes of the same name differ, for a person to read."""
