@@ -17,7 +17,7 @@ import onnx_ir as ir
 from bnfold.fold.report import FoldRecord, FoldReport, Kept, Kind, MergeRecord
 from bnfold.graph import label
 from bnfold.progress import Progress, silent
-from bnfold.verification.algebra import TOLERANCE, Algebra, Step, exact_fold, prove_algebra
+from bnfold.verification.algebra import TOLERANCE, Algebra, Step, exact_folds, prove_algebra
 from bnfold.verification.inputs import Feed
 from bnfold.verification.oracle import Oracle
 from bnfold.verification.regions import Ground, Network
@@ -215,16 +215,16 @@ class FoldProver:
         ).examine(progress)
 
     def _exact_fold(self) -> tuple[Network, FoldReport, Twins]:
-        """The exact fold, with linear ops merged or not: whichever the candidate is more like."""
-        types = self.reference.oracle.stored
-        exact, report = exact_fold(self.reference, self.candidate)
-        twins = Twins(exact, self.candidate, types)
-        if not twins.complete and any(merge.into is not None for merge in report.merges):
-            other, other_report = exact_fold(self.reference, self.candidate, merge=False)
-            other_twins = Twins(other, self.candidate, types)
-            if other_twins.agreeing > twins.agreeing:
-                return other, other_report, other_twins
-        return exact, report, twins
+        """The exact fold that the candidate is most like."""
+        best: tuple[Network, FoldReport, Twins] | None = None
+        for exact, report in exact_folds(self.reference, self.candidate):
+            twins = Twins(exact, self.candidate, self.reference.oracle.stored)
+            if best is None or twins.agreeing > best[2].agreeing:
+                best = exact, report, twins
+            if twins.complete:
+                break
+        assert best is not None
+        return best
 
     def result(self) -> FoldsResult:
         """What was found, fold by fold."""
