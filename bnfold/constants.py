@@ -45,6 +45,7 @@ _PURE_OPS = frozenset(
         "Log",
         "Max",
         "Min",
+        "Mod",
         "Mul",
         "Neg",
         "Not",

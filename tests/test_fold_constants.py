@@ -54,6 +54,13 @@ def test_other_constants_stay_as_they_are(text: str) -> None:
     assert ops(model) == before
 
 
+def test_integers_that_inference_does_not_compute_become_an_initializer() -> None:
+    text = "g (double[2,3,4] x) => (double[2,12] y) { k = Mod(a, b) t = Concat<axis=0>(two, k) y = Reshape(x, t) }"
+    arrays = {"a": np.array([-1]), "b": np.array([13]), "two": np.array([2])}
+    model, _ = folded(model_of(text, arrays))
+    assert ops(model) == {"Reshape": 1}
+
+
 def test_overridable_value_is_no_constant() -> None:
     text = "g (double[N,4] x, double low) => (double[N,4] y) { a = CastLike(low, x) y = Clip(x, a) }"
     model = model_of(text, {"low": np.array(0.0)})

@@ -1,9 +1,11 @@
-"""Constants that are computed from the type or the shape of a run-time value become plain initializers.
+"""Constants that tie up a run-time value, or that shape inference does not see through, become plain initializers.
 
 Exporters write the bias of a convolution as ``Expand(CastLike(0, x), Shape(w))``, the bounds of a Clip as
 ``CastLike(6, x)``, and a static shape as ``Concat(Shape(x)[0], …)``. Such a constant ties up ``x``, which then cannot
-be merged away, and ONNX Runtime does not see through a CastLike, so that it misses fusions. Constants that are
-computed from constants alone are left to the runtime: writing them out would only make the file larger.
+be merged away, and ONNX Runtime does not see through a CastLike, so that it misses fusions. The few integers of a
+shape, of axes or of bounds are written out however they are computed, since ONNX's shape inference follows a few ops
+only. Other constants that are computed from constants alone are left to the runtime: writing them out would only make
+the file larger.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ from bnfold.graph import ModelGraph, in_default_domain
 
 #: Larger ones stay computed, so that the file does not grow.
 _MAX_ELEMENTS = 1 << 14
+
+#: Integers up to this many are a shape, axes or bounds.
+_FEW = 64
 
 #: Ops that look at a value's type or shape only, and the input at which they do.
 _LOOKING = {"CastLike": 1, "Shape": 0, "Size": 0}
@@ -34,7 +39,7 @@ def fold_constants(graph: ModelGraph) -> bool:
         if node.graph is None or _is_constant(node, graph):
             continue
         for index, value in enumerate(node.inputs):
-            if value is None or not (value in written or _looks_at_run_time(value, graph)):
+            if value is None or not (value in written or _is_to_be_written(value, graph)):
                 continue
             if value not in written:
                 array = graph.constants.array(value)
@@ -55,13 +60,16 @@ def _is_constant(node: ir.Node, graph: ModelGraph) -> bool:
     return bool(node.outputs) and all(graph.constants.array(output) is not None for output in node.outputs)
 
 
-def _looks_at_run_time(value: ir.Value, graph: ModelGraph) -> bool:
-    """Whether a value is a constant, and small, whose computation names a value that is none."""
-    if value.producer() is None:
+def _is_to_be_written(value: ir.Value, graph: ModelGraph) -> bool:
+    """Whether a value is a small computed constant: of integers, or one that names a value that is none."""
+    producer = value.producer()
+    if producer is None or producer.op_type in ("Constant", "QuantizeLinear"):
         return False
     array = graph.constants.array(value)
     if array is None or array.size > _MAX_ELEMENTS:
         return False
+    if array.dtype.kind == "i" and array.size <= _FEW:
+        return True
     return any(graph.constants.array(seen) is None for seen in _looked_at(value))
 
 
