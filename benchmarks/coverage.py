@@ -243,8 +243,9 @@ computes the same function after as before; the largest error was {worst:.2g} of
 | TorchScript, kept | `… dynamo=False, training=TrainingMode.PRESERVE` | all |
 | `bnfold export` | `bnfold export NAME` | all |
 
-An affine is any other scale and shift of each channel: LayerScale, ResMLP's affine, a decomposed norm; one on a value of
-unknown rank is not counted. Nodes are those of the whole graph, constants included. Where a way has several lines, or a range, its opsets or its open batch differ.
+An affine is any other scale and shift of each channel: LayerScale, ResMLP's affine, a decomposed norm; one on a value
+of unknown rank is not counted. Nodes are those of the whole graph, constants included. Where a way has several lines,
+or a range, its opsets or its open batch differ.
 
 ## Networks
 
