@@ -10,7 +10,7 @@ from folding import Array, constants, norm
 #: What the rows below may name: weights of four channels and others, and the parameters of ops.
 POOL = constants(
     w=(4, 3, 3, 3), v=(4, 3, 3, 3), w1=(1, 3, 3, 3), w2=(2, 3, 3, 3), w5=(5, 3, 3, 3), w16=(16, 3, 3, 3),
-    slope=(4, 1, 1), k4=(4, 1, 1), k6=(6,), k12=(12,), k2=(2, 1, 1, 1, 1), m66=(6, 6),
+    slope=(4, 1, 1), k4=(4, 1, 1), k6=(6,), k12=(12,), k2=(2, 1, 1, 1, 1), m66=(6, 6), m44=(4, 4),
     g4=(4,), h4=(4,), g6=(6,), h6=(6,), g466=(4, 6, 6), h466=(4, 6, 6), g144=(144,),
 ) | {
     "i0": np.array([0]), "i1": np.array([1]), "i2": np.array([2]), "i3": np.array([3]), "i23": np.array([2, 3]),
@@ -116,8 +116,13 @@ BACKWARD: list[Row] = [
     crossing("LayerNormalization", "c = LayerNormalization<axis=1>(d, g466, h466)"),
     crossing("LayerNormalization", "c = LayerNormalization(d, g6)", kind="uniform scale"),
     crossing("LeakyRelu", "c = LeakyRelu<alpha=0.2>(d)", "N,4,6,6", "positive scale"),
-    crossing("MatMul", "g = Tanh(e) c = MatMul(d, g)", "N,4,6,6", "uniform scale"),
-    crossing("MatMul", "c = MatMul(m66, d)", "N,4,6,6", "uniform scale"),
+    crossing(
+        "MatMul",
+        "f = Reshape(d, s36) q = Reshape(e, s36) r = Transpose<perm=[0,2,1]>(q) c = MatMul(f, r)",
+        "N,4,4",
+        "scale",
+    ),
+    crossing("MatMul", "f = Reshape(d, s36) c = MatMul(m44, f)", "N,4,36", "scale"),
     crossing("Max", "c = Max(d, e)", "N,4,6,6", "positive"),
     crossing("MaxPool", "c = MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>(d)", "N,4,6,6", "positive"),
     crossing("Mean", "f = Conv(x, v) c = Mean(d, e, f)"),
@@ -242,6 +247,7 @@ BACKWARD_REFUSED: list[Row] = [
     refusing("LayerNormalization", "graph-input", "c = LayerNormalization<axis=1>(d, own, h466)"),
     refusing("LeakyRelu", "nonzero-shift", "c = LeakyRelu(d)"),
     refusing("MatMul", "nonzero-shift", "g = Tanh(e) c = MatMul(d, g)", "uniform"),
+    refusing("MatMul", "unsupported-op", "g = Tanh(e) c = MatMul(d, g)", "uniform scale"),
     refusing("MatMul", "axis-mismatch", "g = Tanh(e) c = MatMul(d, g)", "scale"),
     refusing("Max", "negative-scale", "c = Max(d, e)"),
     refusing("Max", "broadcast-changes-shape", "f = Conv(x, w1) c = Max(d, f)", "positive"),

@@ -279,11 +279,18 @@ BETWEEN = [
         {"MatMul": 1, "Mul": 1, "Dropout": 1},
     ),
     (
-        "attention: one factor of the scores goes back to the queries",
-        "g (double[N,7,5] x) => (double[N,7,7] y) { a = MatMul(x, w) q = Add(a, k) kk = MatMul(x, v) "
+        "attention: scales of the heads' channels go back to the values",
+        "g (double[N,7,5] x, double[N,7,7] scores) => (double[N,7,4] y) { a = MatMul(x, w) b = Add(a, k) v = Mul(b, k) "
+        "c = MatMul(scores, v) d = Mul(c, k) y = Tanh(d) }",
+        constants(w=(5, 4), k=(4,)),
+        {"MatMul": 2, "Add": 1, "Tanh": 1},
+    ),
+    (
+        "attention: the factor of the scores stays where runtimes look for it",
+        "g (double[N,7,5] x) => (double[N,7,7] y) { q = MatMul(x, w) kk = MatMul(x, v) "
         "kt = Transpose<perm=[0,2,1]>(kk) s = MatMul(q, kt) d = Div(s, r) y = Softmax(d) }",
-        constants(w=(5, 4), v=(5, 4), k=(4,)) | {"r": np.array(2.0)},
-        {"MatMul": 3, "Add": 1, "Transpose": 1, "Softmax": 1},
+        constants(w=(5, 4), v=(5, 4)) | {"r": np.array(2.0)},
+        {"MatMul": 3, "Transpose": 1, "Div": 1, "Softmax": 1},
     ),
 ]  # fmt: skip
 

@@ -19,6 +19,7 @@ from bnfold.affine import ChannelAffine, Float64Array
 from bnfold.fold.absorb import Pending
 from bnfold.fold.affine_ops import single_op
 from bnfold.fold.constant_folding import fold_constants
+from bnfold.fold.fusions import part_of_fusions
 from bnfold.fold.merge import Merge, Merger, attributes_for
 from bnfold.fold.ort import ort_folds
 from bnfold.fold.plan import TOO_FAR, Plan, Planner
@@ -156,7 +157,8 @@ def _fold(graph: ModelGraph, selected: Selection, *, merge: bool) -> FoldReport:
     identities = {node: _identity(node, graph) for node in graph.nodes()}
     while fold_constants(graph):
         graph = ModelGraph(graph.model)
-    run = _Run(graph, selected)
+    fused = part_of_fusions(graph)
+    run = _Run(graph, lambda node: node not in fused and selected(node))
     progress = True
     while progress:
         _sweep_all(run)

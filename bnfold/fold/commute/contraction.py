@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from bnfold.affine import ChannelAffine
 from bnfold.fold.commute.rule import Crossing, OpView, Rule
 from bnfold.fold.report import Reason, Refusal
@@ -12,22 +10,16 @@ from bnfold.fold.report import Reason, Refusal
 class Contraction(Rule):
     """MatMul without a constant weight: a scale of rows belongs to the left matrix, one of columns to the right.
 
-    ``diag(s)·(A·B) = (diag(s)·A)·B`` and ``(A·B)·diag(s) = A·(B·diag(s))``; one number may go to either. There is
-    no bias to take a shift.
+    ``diag(s)·(A·B) = (diag(s)·A)·B`` and ``(A·B)·diag(s) = A·(B·diag(s))``. There is no bias to take a shift. One
+    factor of a whole product stays behind it: runtimes have kernels for attention, and look for its ``1/√d`` there.
     """
-
-    def carriers(self, op: OpView, affine: ChannelAffine) -> Sequence[int]:
-        """Either, for one number; a constant first."""
-        if affine.axis is not None:
-            return ()
-        return (1, 0) if 1 in op.constants else (0, 1)
 
     def backward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
         """The scale on the rows of the left, or the columns of the right."""
         if affine.has_shift:
             return Refusal(Reason.NONZERO_SHIFT, "a MatMul of two activations has no bias to take a shift")
         if affine.axis is None:
-            return {self.carriers(op, affine)[0] if op.carrier is None else op.carrier: affine}
+            return Refusal(Reason.UNSUPPORTED_OP, "one factor of a product of activations is left to the runtime")
         ranks = self._ranks(op)
         if isinstance(ranks, Refusal):
             return ranks
