@@ -105,3 +105,24 @@ def test_tolerances_of_the_user_replace_the_rule(rule, equivalent):
 def test_the_rule_says_its_own_factors():
     text = Rule(float64_factor=5, runtime_factor=7, slice_factor=3).text()
     assert all(f"{factor} times" in text for factor in (5, 7, 3))
+
+
+def _choices(count, turned, roundoff=U, own=0):
+    expected, actual, nudged = (np.zeros(count, dtype=np.int64) for _ in range(3))
+    actual[:turned], nudged[:own] = 1, 1
+    metrics = {"candidate_plain": compare(expected, actual), "nudged": compare(expected, nudged)}
+    return Observation("y", "random 1", "random", roundoff, 1.0, {}, {}, metrics, {}, {}, choices=count)
+
+
+@pytest.mark.parametrize(
+    ("count", "allowed", "roundoff"),
+    [(1, 0, U), (1000, 0, U), (65536, 1, U), (10**7, 10, U), (1, 0, 2.0**-11), (9216, 51, 2.0**-11), (10**6, 4157, 2.0**-11)],
+)  # fmt: skip
+def test_choices_may_turn_as_often_as_rounding_turns_them(count, allowed, roundoff):
+    assert judge([_choices(count, allowed, roundoff)], Rule()).equivalent
+    assert not judge([_choices(count, allowed + 1, roundoff)], Rule()).equivalent
+
+
+def test_choices_may_turn_more_where_those_of_the_reference_do():
+    assert judge([_choices(1000, 8, own=1)], Rule()).equivalent
+    assert not judge([_choices(1000, 9, own=1)], Rule()).equivalent

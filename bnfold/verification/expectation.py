@@ -224,7 +224,8 @@ class _Expecting:
         ) from failures[0]
 
     def _measured(self, expected: Mapping[str, Outputs]) -> Measurement:
-        return Measurement(self._feeds, self._reference.output_types, [expected[feed.name] for feed in self._feeds])
+        outputs = [expected[feed.name] for feed in self._feeds]
+        return Measurement(self._feeds, self._reference.output_types, outputs, self._reference.roundoff)
 
     def _beside_runtime(self, oracle: Oracle, original: Mapping[str, Outputs]) -> Measurement:
         measurement = self._measured(self._reached("reference in float64", oracle.run))

@@ -3,7 +3,7 @@
 One ``.npz`` of plain arrays (no pickled objects). ``about`` is a JSON text in UTF-8::
 
     {"format": "bnfold golden", "version": 1, "model": {"name", "graph_sha256"}, "made_with": {package: version},
-     "reference": "float64" | "onnxruntime", "why", "notes", "unoptimized", "seed", "rule",
+     "reference": "float64" | "onnxruntime", "why", "notes", "unoptimized", "roundoff", "seed", "rule",
      "interface": {"inputs": [{"name", "dtype", "shape"}], "outputs": [...]},
      "feeds": [{"name", "kind", "inputs": {name: dtype}, "outputs": [{"dtype", "metrics", "problems", "bounds"}]}]}
 
@@ -89,6 +89,7 @@ def save_golden(expectation: Expectation, reference: Subject, options: VerifyOpt
         "why": expectation.why,
         "notes": list(expectation.notes),
         "unoptimized": expectation.unoptimized,
+        "roundoff": expectation.measurement.roundoff,
         "seed": options.seed,
         "rule": options.effective_rule.text(expectation.kind),
         "interface": {
@@ -214,7 +215,7 @@ def _expectation(about: Mapping[str, Any], arrays: Mapping[str, Array]) -> Expec
     ]
     types = {name: output["dtype"] for name, output in zip(names, documents[0]["outputs"], strict=True)}
     expected = [{name: arrays[f"feed/{f}/output/{o}"] for o, name in enumerate(names)} for f in range(len(documents))]
-    measurement = Measurement(feeds, types, expected)
+    measurement = Measurement(feeds, types, expected, float(about["roundoff"]))
     measurement.records = [
         {
             name: _record(output, arrays, f"feed/{f}", o)

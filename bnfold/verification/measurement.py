@@ -65,22 +65,28 @@ class Measurement:
         feeds: the sets of inputs.
         types: each output's data type.
         expected: the true outputs, one mapping for each set of inputs.
+        roundoff: unit roundoff of the model's floating-point numbers.
 
     Attributes:
         records: what was measured, for each set of inputs by output.
     """
 
     def __init__(
-        self, feeds: Sequence[Feed], types: Mapping[str, str], expected: Sequence[Mapping[str, Array]]
+        self,
+        feeds: Sequence[Feed],
+        types: Mapping[str, str],
+        expected: Sequence[Mapping[str, Array]],
+        roundoff: float = UNIT_ROUNDOFF["float32"],
     ) -> None:
         self.feeds = feeds
         self.types = types
         self.expected = expected
+        self.roundoff = roundoff
         self.records: Sequence[Mapping[str, Record]] = [{name: Record() for name in types} for _ in feeds]
 
     def copy(self) -> Measurement:
         """One that can grow without changing this one."""
-        other = Measurement(self.feeds, self.types, self.expected)
+        other = Measurement(self.feeds, self.types, self.expected, self.roundoff)
         other.records = [
             {
                 name: Record(dict(record.metrics), dict(record.slices), dict(record.problems), record.excused)
@@ -148,7 +154,7 @@ class Measurement:
             output=name,
             feed=feed.name,
             kind=feed.kind,
-            roundoff=UNIT_ROUNDOFF.get(self.types[name], UNIT_ROUNDOFF["float32"]),
+            roundoff=UNIT_ROUNDOFF.get(self.types[name], self.roundoff),
             scale=scale_of(expected),
             slice_scale=_slices(magnitude),
             slice_count=_slices((magnitude > 0).astype(np.float64), total=True),
@@ -157,6 +163,7 @@ class Measurement:
             problems=record.problems,
             smallest=SMALLEST.get(self.types[name], SMALLEST["float32"]),
             margins=margins(np.where(np.isfinite(expected), expected, 0.0)) if floating else None,
+            choices=0 if floating else expected.size,
         )
 
     def silent_outputs(self) -> dict[str, str]:

@@ -16,6 +16,7 @@ from bnfold.errors import ModelError
 from bnfold.files import StrPath
 from bnfold.model_file import load_model, serialized
 from bnfold.session import PROVIDERS, SessionOptions, create_session, provider_name, run_session
+from bnfold.verification.metrics import UNIT_ROUNDOFF
 from bnfold.verification.oracle import weight_dtype
 
 Array = NDArray[Any]
@@ -64,6 +65,13 @@ class Subject:
             str(value.name): "float32" if value.dtype is None else value.dtype.numpy().name
             for value in self.model.graph.outputs
         }
+
+    @property
+    def roundoff(self) -> float:
+        """The largest unit roundoff among the types of its inputs and weights; float32's where these are no floats."""
+        graph = self.model.graph
+        names = (v.dtype.numpy().name for v in (*graph.inputs, *graph.initializers.values()) if v.dtype is not None)
+        return max((UNIT_ROUNDOFF[name] for name in names if name in UNIT_ROUNDOFF), default=UNIT_ROUNDOFF["float32"])
 
     @cached_property
     def _source(self) -> Path | bytes:

@@ -20,6 +20,7 @@ or an infinity must be matched by the same, except where the reference itself ov
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -68,6 +69,10 @@ POOLED_KINDS: frozenset[FeedKind] = frozenset({"random", "user"})
 
 #: What stands for the name of a set of inputs in a finding on a slice; its numbers are relative to the output's scale.
 POOLED = "the random ones together"
+
+#: An element of integers or booleans turns by rounding with a probability of so many unit roundoffs.
+_TURNS = 8
+_RISK = 1e-2
 
 #: A slice of fewer elements than this has no error of its own to speak of: one lucky element decides.
 _FEWEST_ELEMENTS = 8
@@ -131,7 +136,7 @@ class Observation:
         output: the output's name.
         feed: the name of the set of inputs.
         kind: its kind.
-        roundoff: unit roundoff of the output's type.
+        roundoff: unit roundoff of the output's type; for integers and booleans, of the model's floating-point numbers.
         smallest: the smallest number of that type above 0.
         scale: the largest magnitude expected.
         slice_scale: for each axis from 1 on, the largest magnitude in each slice.
@@ -140,6 +145,8 @@ class Observation:
         slices: by run, for each axis, the largest difference in each slice.
         problems: by run, why there is nothing to compare.
         margins: by how much the largest element of each row leads the next, for scores of classes.
+        choices: how many elements there are of a type that is the same or not, such as the indices of an ArgMax; 0 for
+            floating point.
     """
 
     output: str
@@ -154,6 +161,7 @@ class Observation:
     problems: Mapping[Run, str]
     smallest: float = 0.0
     margins: NDArray[np.float64] | None = None
+    choices: int = 0
 
 
 @dataclass(frozen=True)
@@ -285,7 +293,27 @@ def bound_of(observation: Observation, own: float, run: Run, rule: Rule) -> floa
     """The largest absolute difference that a run may show."""
     if rule.overridden:
         return (rule.atol or 0.0) + (rule.rtol or 0.0) * observation.scale
-    return own * (rule.float64_factor if run == "candidate_float64" else rule.runtime_factor)
+    bound = own * (rule.float64_factor if run == "candidate_float64" else rule.runtime_factor)
+    # Half of one more: fractions are not exact.
+    return max(bound, (_by_chance(observation) + 0.5) / observation.choices) if observation.choices else bound
+
+
+def _by_chance(observation: Observation) -> int:
+    """How many of the choices may turn by rounding alone.
+
+    An element turns where the lead of what it chooses is within rounding: the number of such elements follows Poisson's
+    law, and exceeds this with a probability of no more than :data:`_RISK`.
+    """
+    expected = _TURNS * observation.roundoff * observation.choices
+    if expected > 100:  # where the law is almost normal, and its first terms are too small for a number
+        return math.ceil(expected + 4 * math.sqrt(expected))
+    chance = below = math.exp(-expected)
+    count = 0
+    while below < 1 - _RISK:
+        count += 1
+        chance *= expected / count
+        below += chance
+    return count
 
 
 def _ratio(error: float, bound: float) -> float:
