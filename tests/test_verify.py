@@ -444,3 +444,13 @@ def test_an_output_that_is_mostly_not_finite_is_noted():
     one = _parsed(text + "{ a = Sub(x, one)  y = Sqrt(a) }")
     other = _parsed(text + "{ n = Neg(one)  a = Add(x, n)  y = Sqrt(a) }")
     assert any("is NaN or infinite on the random inputs" in note for note in verify(one, other).notes)
+
+
+def test_a_single_choice_is_held_to_be_the_same():
+    text = "agraph (float[1,9] x) => (int64[1] y) "
+    one = _parsed(text + "{ y = ArgMax <axis = 1, keepdims = 0> (x) }")
+    other = _parsed(text + "{ n = Neg(x)  m = Neg(n)  y = ArgMax <axis = 1, keepdims = 0> (m) }")
+    result = verify(one, other)
+    assert (result.verdict, result.notes) == ("equivalent", ())
+    wrong = _parsed(text + "{ n = Neg(x)  y = ArgMax <axis = 1, keepdims = 0> (n) }")
+    assert verify(one, wrong).verdict == "mismatch"

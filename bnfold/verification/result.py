@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bnfold.verification.folds import FoldsResult
 from bnfold.verification.inputs import FeedKind
 from bnfold.verification.localization import Cause
-from bnfold.verification.metrics import Metrics, finite
+from bnfold.verification.metrics import UNIT_ROUNDOFF, Metrics, finite
 from bnfold.verification.verdict import JUDGED, POOLED_KINDS, Finding, Judgement, ReferenceKind, Run
 from bnfold.verification.versions import versions
 
@@ -135,13 +135,19 @@ class OutputResult:
     @property
     def allowance(self) -> float | None:
         """The smallest error relative to scale that any bound allows; None where the scale is always 0."""
-        bounds = [
-            feed.bounds[run] / feed.scale
-            for feed in self.feeds
-            for run in JUDGED
-            if run in feed.metrics and feed.scale > 0
-        ]
-        return min(bounds, default=None)
+        return min(
+            (
+                self._allowed(feed.bounds[run] / feed.scale, feed.metrics[run].size)
+                for feed in self.feeds
+                for run in JUDGED
+                if run in feed.metrics and feed.scale > 0
+            ),
+            default=None,
+        )
+
+    def _allowed(self, fraction: float, size: int) -> float:
+        """What a bound truly lets pass: of integers and booleans, whole elements."""
+        return fraction if self.dtype in UNIT_ROUNDOFF else math.floor(fraction * size) / max(size, 1)
 
     def summary(self, run: Run) -> Summary | None:
         """A run against what was expected, on the random inputs and the user's together; None if it was not run."""
