@@ -6,6 +6,7 @@ Importing this module imports :mod:`onnx.reference`, which takes a noticeable pa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -34,6 +35,17 @@ _FAILURES = (
 )
 
 
+@dataclass(frozen=True)
+class Late:
+    """A value that is made when it is first read, and let go after it was last read: weights of which there are two.
+
+    Attributes:
+        make: makes it.
+    """
+
+    make: Callable[[], Any]
+
+
 class Evaluator64(ReferenceEvaluator):
     """Evaluates a graph whose floating-point values are all float64.
 
@@ -54,6 +66,7 @@ class Evaluator64(ReferenceEvaluator):
         except _FAILURES as error:
             raise NotInFloat64Error(_first_line(error)) from error
         self._dead_after = _dead_after(self.rt_nodes_)
+        self._reads = [list(_reads(node.onnx_node)) for node in self.rt_nodes_]
 
     def run(  # type: ignore[override]  # the parent's signature, of which only these three are used
         self,
@@ -62,7 +75,10 @@ class Evaluator64(ReferenceEvaluator):
         attributes: dict[str, Any] | None = None,
         **_settings: Any,
     ) -> list[Any]:
-        """The values of ``output_names`` (any value of the graph; None for its outputs)."""
+        """The values of ``output_names`` (any value of the graph; None for its outputs).
+
+        Among ``feed_inputs`` there may be values that are :class:`Late`.
+        """
         wanted = list(self.output_names if output_names is None else output_names)
         return self._execute(range(len(self.rt_nodes_)), wanted, feed_inputs, attributes)
 
@@ -82,7 +98,7 @@ class Evaluator64(ReferenceEvaluator):
     def reads_between(self, feeds: Mapping[str, Any], names: Iterable[str]) -> set[str]:
         """Every value that the nodes on the way from ``feeds`` to ``names`` read."""
         way = self._on_the_way(feeds, names)
-        return {name for index in way for name in _reads(self.rt_nodes_[index].onnx_node)}
+        return {name for index in way for name in self._reads[index]}
 
     def _on_the_way(self, feeds: Mapping[str, Any], names: Iterable[str]) -> list[int]:
         """The nodes that compute ``names`` from ``feeds``, in order."""
@@ -93,7 +109,7 @@ class Evaluator64(ReferenceEvaluator):
             if missing.intersection(node.output):
                 way.append(index)
                 missing.difference_update(node.output)
-                missing.update(name for name in _reads(node) if name not in feeds)
+                missing.update(name for name in self._reads[index] if name not in feeds)
         return way[::-1]
 
     def _execute(
@@ -108,6 +124,7 @@ class Evaluator64(ReferenceEvaluator):
         values: dict[str, Any] = {"": None, **self.rt_inits_, **feeds}
         for index in way:
             node = self.rt_nodes_[index]
+            _make_late(values, self._reads[index])
             results = self._run_node(node, values, attributes)
             for name, result in zip(node.output, results, strict=False):
                 values[name] = result
@@ -115,6 +132,7 @@ class Evaluator64(ReferenceEvaluator):
                     see(name, result)
             for name in self._dead_after[index] - kept:
                 values.pop(name, None)
+        _make_late(values, wanted)
         return [values[name] for name in wanted]
 
     def narrowed(self) -> set[str]:
@@ -148,6 +166,14 @@ class Evaluator64(ReferenceEvaluator):
             self.narrow.add(node.op_type)
             return result.astype(np.float64)
         return result
+
+
+def _make_late(values: dict[str, Any], names: Iterable[str]) -> None:
+    """Make those of ``names`` that are late."""
+    for name in names:
+        value = values.get(name)
+        if isinstance(value, Late):
+            values[name] = value.make()
 
 
 def _dead_after(nodes: list[OpRun]) -> list[set[str]]:

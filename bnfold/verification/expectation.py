@@ -106,6 +106,7 @@ class _Expecting:
         self._progress = progress
         self._notes: list[str] = []
         self._feeds: list[Feed] = []
+        self._unoptimized = True
 
     def result(self) -> Expectation:
         """Run everything.
@@ -113,23 +114,13 @@ class _Expecting:
         Raises:
             ModelError: see :func:`expect`.
         """
-        unoptimized = True
-        if self._options.runtime:
-            session, stands_in = self._reference.plain_session()
-            if stands_in:
-                unoptimized = False
-                self._notes.append(
-                    "ONNX Runtime does not run the reference with optimizations off; its basic level stands in for it"
-                )
-            measurement, oracle, why = self._with_runtime(lambda values: self._reference.run(session, values))
-        else:
-            measurement, oracle, why = self._without_runtime()
+        measurement, oracle, why = self._with_runtime() if self._options.runtime else self._without_runtime()
         return Expectation(
             measurement=measurement,
             kind="float64" if oracle is not None else "onnxruntime",
             why=why,
             notes=tuple(self._notes),
-            unoptimized=unoptimized,
+            unoptimized=self._unoptimized,
             interface=Interface.of(self._reference.model),
             fingerprint=fingerprint(self._reference.model),
             oracle=oracle,
@@ -147,9 +138,8 @@ class _Expecting:
             ) from refusal
         return measurement, oracle, ""
 
-    def _with_runtime(self, run: Run) -> tuple[Measurement, Oracle | None, str]:
-        self._feeds = self._feeds_that_run(run)
-        original = self._reached("reference, optimizations off", run)
+    def _with_runtime(self) -> tuple[Measurement, Oracle | None, str]:
+        original = self._original()
         oracle, why = None, ""
         try:
             oracle = self._oracle()
@@ -161,6 +151,21 @@ class _Expecting:
         measurement.record("original_shipped", self._session_run("reference as shipped", self._options.level))
         self._on_provider(measurement)
         return measurement, oracle, why
+
+    def _original(self) -> dict[str, Outputs]:
+        """The reference in ONNX Runtime with optimizations off, whose session is then let go."""
+        session, stands_in = self._reference.plain_session()
+        if stands_in:
+            self._unoptimized = False
+            self._notes.append(
+                "ONNX Runtime does not run the reference with optimizations off; its basic level stands in for it"
+            )
+
+        def run(values: Mapping[str, Array]) -> Outputs:
+            return self._reference.run(session, values)
+
+        self._feeds = self._feeds_that_run(run)
+        return self._reached("reference, optimizations off", run)
 
     def _reached(self, stage: str, run: Run) -> dict[str, Outputs]:
         """The outputs by the name of each set of inputs; sets that may be left out, and do not run, are."""

@@ -7,6 +7,7 @@ that of a float32 run: what differs in it is algebra and the rounding of weights
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
+from bnfold.draws import stream
 from bnfold.verification.double import widen
 from bnfold.verification.metrics import UNIT_ROUNDOFF, is_float
 
@@ -120,31 +122,33 @@ class Oracle:
 
         It tells how much the rounding of weights, which a fold cannot avoid, moves the outputs.
         """
-        return self._run(feeds, {**self._constants, **self._nudged(seed, self._roundoff.keys())}, self._names)
+        from bnfold.verification.evaluator import Late
+
+        nudged: dict[str, Any] = {name: Late(partial(self._nudge, name, seed)) for name in self._roundoff}
+        return self._run(feeds, {**self._constants, **nudged}, self._names)
 
     def _nudged(self, seed: int, names: Container[str]) -> dict[str, Array]:
-        """The weights among ``names``, each moved by one unit roundoff of its type, up or down at random."""
-        random = np.random.default_rng(seed)
-        return {
-            name: self._constants[name] * np.where(_coins(random, self._constants[name]), 1 + roundoff, 1 - roundoff)
-            for name, roundoff in self._roundoff.items()
-            if name in names
-        }
+        """The weights among ``names``, each moved."""
+        return {name: self._nudge(name, seed) for name in self._roundoff if name in names}
+
+    def _nudge(self, name: str, seed: int) -> Array:
+        """A weight moved by one unit roundoff of its type, each element up or down at random."""
+        weight, roundoff = self._constants[name], self._roundoff[name]
+        coins = stream(seed, name).integers(0, 2, weight.shape, dtype=np.bool_)
+        moved = np.where(coins, 1 + roundoff, 1 - roundoff)
+        moved *= weight
+        return moved
 
     @property
     def narrowed(self) -> list[str]:
         """Operators that the evaluator computed in less than float64 so far, in alphabetical order."""
         return sorted(self._evaluator.narrowed())
 
-    def _run(self, feeds: Mapping[str, Array], constants: Mapping[str, Array], names: list[str]) -> dict[str, Array]:
+    def _run(self, feeds: Mapping[str, Array], constants: Mapping[str, Any], names: list[str]) -> dict[str, Array]:
         wide = {name: _widened(value) for name, value in feeds.items()}
         with np.errstate(all="ignore"):  # overflow and invalid operations are results here, not news
             results = self._evaluator.run(names, {**constants, **wide})
         return {name: np.asarray(value) for name, value in zip(names, results, strict=True)}
-
-
-def _coins(random: np.random.Generator, like: Array) -> Array:
-    return random.integers(0, 2, like.shape, dtype=np.bool_)
 
 
 def _widened(value: Array) -> Array:
