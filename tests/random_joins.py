@@ -15,6 +15,9 @@ def join(b: Builder) -> None:
     same = [other for other in b.tensors if other.shape == x.shape]
     near = [other for other in b.tensors if broadcasts(other.shape, x.shape)] if b.opset >= 8 else same
     others = [b.one(*(near if b.chance(40) else same)) for _ in range(b.one(1, 1, 2))]
+    if op_type == "Div":  # by something that is never 0: 0 / 0 says nothing
+        b.add("Sigmoid", others[:1])
+        others = [b.tensors[-1]]
     b.add(op_type, [x, *(others[:1] if op_type in ("Add", "Sub", "Mul", "Div") else others)])
 
 
