@@ -543,6 +543,22 @@ def test_random_sums_compute_the_same_on_every_length(case: tuple[ir.Model, tupl
     assert all(merge.work_after <= merge.work_before for merge in report.merges if merge.refusal is None)
 
 
+#: A weight that another op reads as well, but not once what that op has absorbed is written.
+FREED = [
+    ("as a bias that changes", "s = Gemm(z, u_1x1, w_1x1) t = Add(s, k_1)"),
+    ("as a weight, transposed, that changes", "s = Gemm<transB=1>(z, w_1x1) t = Mul(s, k_1)"),
+    ("as a constant that changes", "m = Add(z, w_1x1) t = Mul(m, k_1)"),
+]
+
+
+@pytest.mark.parametrize("reader", [row[1] for row in FREED], ids=[row[0] for row in FREED])
+def test_weight_is_counted_as_freed_where_no_reader_keeps_it(reader: str) -> None:
+    body = f"d = MatMul(x, w_1x1) e = Gemm<alpha=0.5>(x, w_1x1) y = Sum(d, e) z = Tanh(x) {reader}"
+    after, _ = folded(graph_of(body, "double[3,1] x) => (double[3,1] y, double[3,1] t"))
+    assert "Sum" not in ops(after), listing(after)
+    assert ops(after)["Gemm"] == 1 + ("Gemm" in reader)
+
+
 @st.composite
 def dense_sums(draw: st.DrawFn) -> ir.Model:
     """Sums of Gemms and MatMuls of one value, in a row, with biases of every shape that broadcasts."""

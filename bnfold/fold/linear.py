@@ -100,11 +100,6 @@ class Linear:
         """Whether the weight is another than the stored one."""
         return self.is_new or bool(np.any(self.out_scale != 1.0) or np.any(self.in_scale != 1.0))
 
-    def absorbed_like(self, other: Linear) -> bool:
-        """Whether another op that stores the same weight is to store the same again."""
-        same = np.array_equal(self.out_scale, other.out_scale) and np.array_equal(self.in_scale, other.in_scale)
-        return same and not self.is_new and not other.is_new
-
     @property
     def in_channels(self) -> int:
         """Number of input channels, all groups together."""

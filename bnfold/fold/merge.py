@@ -29,6 +29,7 @@ from bnfold.fold.linear import LINEAR_OPS, Linear
 from bnfold.fold.report import Arrangement, MergeRecord, Reason, Refusal
 from bnfold.fold.sites import Selection, Site, read_affine
 from bnfold.fold.sums import Leaf, SumTree, sum_trees
+from bnfold.fold.write import weight_key
 from bnfold.graph import ModelGraph, input_of, label
 
 
@@ -254,22 +255,24 @@ class Merger:
         counted: set[ir.Node] = set()
         for stage in stages:
             weight = input_of(stage.node, 1)
-            users = (user for user, _ in weight.uses() if user in counted or user not in nodes)
-            kept = any(self._go_on_sharing(stage.node, user) for user in users)
+            users = (use for use in weight.uses() if use.node in counted or use.node not in nodes)
+            kept = any(self._go_on_sharing(stage.node, use.node, use.idx) for use in users)
             if not kept and isinstance(stage.geometry, Geometry):
                 total += stage.geometry.weights
             counted.add(stage.node)
         return total
 
-    def _go_on_sharing(self, node: ir.Node, other: ir.Node) -> bool:
-        """Whether two ops that read one weight will still do so once what they have absorbed is written."""
+    def _go_on_sharing(self, node: ir.Node, other: ir.Node, index: int) -> bool:
+        """Whether another op will still read the weight of ``node`` once what both have absorbed is written."""
         if node is other:
             return True
-        changed = [self.pending.linears.get(op) for op in (node, other)]
-        first, second = (linear if linear is not None and linear.changed else None for linear in changed)
-        if first is None or second is None:
-            return first is second
-        return first.absorbed_like(second)
+        own, others = (self.pending.linears.get(op) for op in (node, other))
+        as_new_bias = index == 2 and others is not None and others.bias is not None
+        if as_new_bias or other in self.pending.affines:
+            return False  # what it reads the weight as will be a constant of its own
+        own_key = weight_key(node, own) if own is not None and own.changed else None
+        others_key = weight_key(other, others) if others is not None and others.changed else None
+        return own_key == others_key
 
     def _lengths(self, source: ir.Value, frame: Frame) -> list[int | None]:
         shape = self.graph.shapes.shape(source) or ()

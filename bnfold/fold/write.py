@@ -12,12 +12,12 @@ from bnfold.fold.absorb import Pending, has_runtime_bias
 from bnfold.fold.affine_ops import rewrite
 from bnfold.fold.linear import LINEAR_OPS, Linear
 from bnfold.fold.quantized import Quantization, write_quantization
-from bnfold.graph import ModelGraph, attributes_of, label
+from bnfold.graph import ModelGraph, attributes_of, input_of, label
 
 
 def write(pending: Pending, graph: ModelGraph) -> dict[ir.Node, float]:
     """Round what is pending into the graph's constants; the rounding error of each linear op."""
-    shared: dict[_WeightKey, ir.Value] = {}
+    shared: dict[WeightKey, ir.Value] = {}
     errors = {node: _write_linear(graph, node, linear, shared) for node, linear in pending.linears.items()}
     for node, affine in pending.affines.items():
         if node.graph is not None:
@@ -26,14 +26,24 @@ def write(pending: Pending, graph: ModelGraph) -> dict[ir.Node, float]:
 
 
 #: A stored weight, how an op reads it, and what the op multiplies its channels with.
-_WeightKey = tuple[ir.Value, tuple[object, ...], bytes, bytes]
+WeightKey = tuple[ir.Value, tuple[object, ...], bytes, bytes]
 
 
-def _write_linear(graph: ModelGraph, node: ir.Node, linear: Linear, shared: dict[_WeightKey, ir.Value]) -> float:
-    bias = linear.rounded_bias()
-    weight = node.inputs[1]
-    assert weight is not None
+def weight_key(node: ir.Node, linear: Linear) -> WeightKey:
+    """Equal for ops that shared a weight, read it alike and absorbed the same: those go on sharing one."""
     attributes = attributes_of(node)
+    layout = (
+        node.op_type,
+        attributes.get("group", 1),
+        attributes.get("transB", 0),
+        node if linear.is_new else None,
+    )
+    return input_of(node, 1), layout, linear.out_scale.tobytes(), linear.in_scale.tobytes()
+
+
+def _write_linear(graph: ModelGraph, node: ir.Node, linear: Linear, shared: dict[WeightKey, ir.Value]) -> float:
+    bias = linear.rounded_bias()
+    weight = input_of(node, 1)
     name = weight.name or label(node)
     if bias is not None:
         # First, because an exported bias is often computed from the shape of the weight, and so shares it.
@@ -43,14 +53,7 @@ def _write_linear(graph: ModelGraph, node: ir.Node, linear: Linear, shared: dict
         assert isinstance(changed, Quantization), "a fold was planned that cannot be written"
         write_quantization(node, changed, graph)
     elif linear.changed:
-        # Ops that shared a weight, read it alike and absorbed the same go on sharing it.
-        layout = (
-            node.op_type,
-            attributes.get("group", 1),
-            attributes.get("transB", 0),
-            node if linear.is_new else None,
-        )
-        key = (weight, layout, linear.out_scale.tobytes(), linear.in_scale.tobytes())
+        key = weight_key(node, linear)
         if key in shared:
             graph.use(node, 1, shared[key])
         else:
