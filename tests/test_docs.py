@@ -44,3 +44,13 @@ def test_readme_has_the_two_commands_that_do_all_the_set_up() -> None:
         assert block is not None, name
         assert "constraints.txt" in block[1]
         assert "python3 -m venv" in block[1]
+
+
+def test_figures_of_the_algebra_are_what_the_reference_transform_computes() -> None:
+    spec = util.spec_from_file_location("batch_norm_figures", ROOT / "docs" / "batch_norm_figures.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = module.PAGE.read_text(encoding="utf-8")
+    assert text == module.page(text), "run: python docs/batch_norm_figures.py"
