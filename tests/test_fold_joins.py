@@ -248,8 +248,8 @@ BETWEEN = [
     ),
     (
         "bias of a matmul that is subtracted",
-        f"g (double[N,5] x) => (double[N,4] y) {{ a = MatMul(x, w) b = Sub(a, k) d = MatMul(x, v) c = Max(b, d, l) y = {BN} }}",
-        constants(w=(5, 4), v=(5, 4), k=(4,), l=(4,)) | {n: np.abs(a) if n in ("scale", "var") else np.zeros(4) for n, a in norm(4).items()},
+        "g (double[N,3,5] x) => (double[N,3,4] y) { a = MatMul(x, w) b = Sub(a, k) d = MatMul(x, v) c = Max(b, d, l) y = Mul(c, s) }",
+        {n: np.abs(a) if n == "s" else a for n, a in constants(w=(5, 4), v=(5, 4), k=(4,), l=(4,), s=(4,)).items()},
         {"MatMul": 2, "Sub": 1, "Max": 1},
     ),
     (

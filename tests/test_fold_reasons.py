@@ -83,7 +83,7 @@ CASES = [
     case(Reason.NONZERO_SHIFT, AFTER, "c = Relu(d)"),
     Case(
         Reason.NO_BIAS,
-        "g (double[N,4] x) => (double[N,5] y) { c = Tanh(x) b = BatchNormalization(c, scale, bias, mean, var) y = MatMul(b, m) }",
+        "g (double[4,4,4] x) => (double[4,4,5] y) { c = Tanh(x) b = BatchNormalization(c, scale, bias, mean, var) t = Transpose<perm=[0,2,1]>(b) y = MatMul(t, m) }",
     ),
     case(Reason.BROADCAST_CHANGES_SHAPE, AFTER, "f = Conv(x, w1) c = Add(d, f)"),
     case(Reason.UNKNOWN_SHAPE, AFTER, "c = Slice(d, run, run)", ", int64[4] run"),

@@ -42,6 +42,7 @@ from bnfold.shapes import infer_shapes
 
 ARRAYS = (
     constants(w=(4, 3, 3, 3), v=(4, 4, 3, 3), p=(4, 4, 1, 1), m=(4, 5), k=(4, 4), u=(4, 1, 1), pos=(4, 1, 1))
+    | constants(sc=(5,), sh=(5,), pc=(4,), ph=(4,))
     | norm(3, "3")
     | norm(4, "4")
     | norm(5, "5")
@@ -93,10 +94,12 @@ STORIES = [
     ("collapsed", f"a = Conv(x, w) b = Relu(a) c = {bn('b')} d = Mul(c, u) e = Add(d, pos) y = Relu(e)", HEAD,
      ["Conv→Conv", "Relu→Relu", "BatchNormalization→ collapsed", "Mul→ collapsed",
       "Add→BatchNormalization collapsed+made", "Relu→Relu"]),
-    ("remainder", f"a = MatMul(x, m) b = {bn('a', 5)} y = Relu(b)", "g (float[N,4] x) => (float[N,5] y)",
-     ["MatMul→MatMul absorbing", "BatchNormalization→Add folded+made", "Relu→Relu"]),
-    ("remainder behind", f"a = {bn('x')} b = MatMul(a, k) y = Relu(b)", "g (float[N,4] x) => (float[N,4] y)",
-     ["BatchNormalization→ folded", "MatMul→MatMul absorbing", "→Add made", "Relu→Relu"]),
+    ("a bias that makes a Gemm", f"a = MatMul(x, m) b = {bn('a', 5)} y = Relu(b)", "g (float[N,4] x) => (float[N,5] y)",
+     ["MatMul→Gemm absorbing", "BatchNormalization→ folded", "Relu→Relu"]),
+    ("remainder", "a = MatMul(x, m) c = Mul(a, sc) b = Add(c, sh) y = Relu(b)", "g (float[N,3,4] x) => (float[N,3,5] y)",
+     ["MatMul→MatMul absorbing", "Mul→ folded", "Add→Add folded+made", "Relu→Relu"]),
+    ("remainder behind", "c = Mul(x, pc) a = Add(c, ph) b = MatMul(a, k) y = Relu(b)", "g (float[N,3,4] x) => (float[N,3,4] y)",
+     ["Mul→ folded", "Add→ folded", "MatMul→MatMul absorbing", "→Add made", "Relu→Relu"]),
     ("merged", f"a = Conv<pads=[1,1,1,1]>(x, v) b = {bn('a')} c = Conv(x, p) d = {bn('c')} e = {bn('x')} f = Add(b, d) "
      "h = Add(f, e) y = Relu(h)", "g (float[N,4,8,8] x) => (float[N,4,8,8] y)",
      ["Conv→Conv merged+absorbing", "BatchNormalization→ folded", "Conv→ merged", "BatchNormalization→ merged",

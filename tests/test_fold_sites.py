@@ -229,7 +229,7 @@ def test_affine_between_input_and_output_that_changes_nothing_stays() -> None:
 
 
 def test_bias_of_a_matmul_is_no_affine_to_report() -> None:
-    text = "g (double[N,3] x) => (double[N,4] y) { a = MatMul(x, w) b = Add(a, k) y = Relu(b) }"
+    text = "g (double[N,2,3] x) => (double[N,2,4] y) { a = MatMul(x, w) b = Add(a, k) y = Relu(b) }"
     model, report = folded(model_of(text, constants(w=(3, 4), k=(4,))))
     assert ops(model) == {"MatMul": 1, "Add": 1, "Relu": 1}
     assert report.records == ()

@@ -194,7 +194,7 @@ def test_operators_that_were_fused_are_proven_together():
     scale = arrays["scale"].astype(float) / np.sqrt(arrays["var"].astype(float) + np.float32(1e-5))
     weight = (arrays["w"] * scale).astype(np.float32)
     bias = (arrays["bias"] - scale * arrays["mean"]).astype(np.float32)
-    fused = "agraph (float[N,3] x) => (float[N,4] y) { g = Gemm(x, w, b)  y = Relu(g) }"
+    fused = "agraph (float[N,3] x) => (float[N,4] y) { g = MatMul(x, w)  k = Add(g, b)  y = Relu(k) }"
     result = proven(model_of(text, arrays), model_of(fused, {"w": weight, "b": bias}))
     assert result.proven, result.sentence
     assert any("no inner value in common" in note for note in result.notes)

@@ -105,7 +105,7 @@ def test_an_optimization_without_a_known_name_is_said(monkeypatch):
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_weight_is_named_with_the_fold_that_it_belongs_to(name):
-    network = random_network(3)
+    network = random_network(1)
     damage = DAMAGES[name](network, np.random.default_rng(2))
     reference, candidate = (ir.from_proto(network.model(folded, damage)) for folded in (False, True))
     honest = network.model(True)

@@ -48,7 +48,7 @@ def absorb_after(node: ir.Node, affine: ChannelAffine, graph: ModelGraph, pendin
     fitted = _fit(affine, axis, linear.out_channels, node)
     if isinstance(fitted, Refusal):
         return fitted
-    if fitted.has_shift and not op.has_bias:
+    if fitted.has_shift and not takes_bias(node, graph):
         return Refusal(Reason.NO_BIAS, f"{label(node)} has no bias to take the shift")
     result = linear.after(fitted)
     return result.problem() or result
@@ -80,7 +80,7 @@ def absorb_before(
             )
         result = uniform
     left = ChannelAffine.identity()
-    if not op.has_bias and result.bias is not None:
+    if result.bias is not None and not takes_bias(node, graph):
         output_axis = op.output_axis(graph.shapes.rank(node.outputs[0]))
         if output_axis is None:
             return Refusal(Reason.UNKNOWN_SHAPE, f"the rank of the output of {label(node)} is not known")
@@ -145,6 +145,17 @@ def _loses_a_channel(stored: NDArray[Any], exact: Float64Array, rounded: Float64
         if np.any(error > 2 * np.maximum(roundoff, own) * largest):
             return True
     return exact.ndim == 0
+
+
+def takes_bias(node: ir.Node, graph: ModelGraph) -> bool:
+    """Whether the op has an input for a bias, or can be written as one that has: a product of two matrices is a Gemm.
+
+    Before operator set 7 a Gemm did not broadcast its bias unasked. A quantized product stays what runtimes look for.
+    """
+    if LINEAR_OPS[node.op_type].has_bias:
+        return True
+    matrices = all(graph.shapes.rank(input_of(node, index)) == 2 for index in (0, 1))
+    return matrices and graph.opset >= 7 and not graph.constants.quantized(input_of(node, 1))
 
 
 def has_runtime_bias(node: ir.Node, graph: ModelGraph) -> bool:

@@ -22,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.affine import ChannelAffine
-from bnfold.fold.absorb import Pending, read_linear
+from bnfold.fold.absorb import Pending, read_linear, takes_bias
 from bnfold.fold.branches import Chain, Frame, Stage, chains_to, stage_before
 from bnfold.fold.convolution import Convolution, Geometry, side_by_side, weighted_sum
 from bnfold.fold.linear import LINEAR_OPS, Linear
@@ -378,7 +378,7 @@ class Merger:
         if isinstance(present, Refusal):
             return present
         needs_bias = bool(np.any(numbers.bias != 0)) or present.bias is not None
-        has_bias = LINEAR_OPS[survivor.op_type].has_bias
+        has_bias = takes_bias(survivor, self.graph)
         bias = numbers.bias if needs_bias and has_bias else None
         linear = Linear.computed(numbers.kernel, bias, present.dtype)
         left = ChannelAffine.identity()

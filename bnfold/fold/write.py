@@ -33,7 +33,7 @@ def weight_key(node: ir.Node, linear: Linear) -> WeightKey:
     """Equal for ops that shared a weight, read it alike and absorbed the same: those go on sharing one."""
     attributes = attributes_of(node)
     layout = (
-        node.op_type,
+        "MatMul" if node.op_type == "Gemm" else node.op_type,  # which may become one
         attributes.get("group", 1),
         attributes.get("transB", 0),
         node if linear.is_new else None,
@@ -46,6 +46,8 @@ def _write_linear(graph: ModelGraph, node: ir.Node, linear: Linear, shared: dict
     weight = input_of(node, 1)
     name = weight.name or label(node)
     if bias is not None:
+        if node.op_type == "MatMul":
+            node.op_type = "Gemm"
         # First, because an exported bias is often computed from the shape of the weight, and so shares it.
         graph.set_constant(node, 2, bias, bias_name(name))
     if linear.changed and linear.quantization is not None:

@@ -157,12 +157,9 @@ def _twins(before: _Side, after: _Side) -> dict[int, int]:
     """For each op after, the same op before."""
 
     def unique(side: _Side) -> dict[tuple[str, str], int]:
-        counts = Counter((op.op_type, op.name) for op in side.ops if op.named)
-        return {
-            (op.op_type, op.name): index
-            for index, op in enumerate(side.ops)
-            if op.named and counts[op.op_type, op.name] == 1
-        }
+        keys = [(_kind(op), op.name) for op in side.ops]
+        counts = Counter(key for key, op in zip(keys, side.ops, strict=True) if op.named)
+        return {key: index for index, key in enumerate(keys) if counts[key] == 1 and side.ops[index].named}
 
     old = unique(before)
     twin = {index: old[key] for key, index in unique(after).items() if key in old}
@@ -170,11 +167,16 @@ def _twins(before: _Side, after: _Side) -> dict[int, int]:
     for index, op in enumerate(after.ops):
         if index in twin or op.named:
             continue  # an op with a name of its own that was not there before is a new one
-        found = _behind(before, _known_output(before, after, twin, index), taken, op.op_type)
+        found = _behind(before, _known_output(before, after, twin, index), taken, _kind(op))
         if found is not None:
             twin[index] = found
             taken.add(found)
     return twin
+
+
+def _kind(op: Op) -> str:
+    """Ops that may be each other's twin have one: a MatMul that took a bias in became a Gemm."""
+    return "MatMul" if op.op_type == "Gemm" else op.op_type
 
 
 def _known_output(before: _Side, after: _Side, twin: dict[int, int], index: int) -> str | None:
@@ -194,7 +196,7 @@ def _known_output(before: _Side, after: _Side, twin: dict[int, int], index: int)
 _REACH = 100
 
 
-def _behind(before: _Side, value: str | None, taken: set[int], op_type: str) -> int | None:
+def _behind(before: _Side, value: str | None, taken: set[int], kind: str) -> int | None:
     """The nearest op of a kind at or before a value, past ops that have no twin."""
     queue = deque([before.producer[value]] if value is not None else [])
     seen: set[int] = set()
@@ -202,7 +204,7 @@ def _behind(before: _Side, value: str | None, taken: set[int], op_type: str) -> 
         index = queue.popleft()
         if index in taken or index in seen:
             continue
-        if before.ops[index].op_type == op_type:
+        if _kind(before.ops[index]) == kind:
             return index
         seen.add(index)
         queue.extend(before.sources(index))
