@@ -41,7 +41,8 @@ from bnfold.errors import BnfoldError, ModelError
 from bnfold.fold.report import Collapsed, FoldRecord, FoldReport, Kept, Kind
 from bnfold.session import SessionOptions, create_session, run_session
 from bnfold.verification import VerifyOptions, verify
-from bnfold.verification.inputs import drawn_feeds, input_specs
+from bnfold.verification.inputs import drawn_feeds
+from bnfold.verification.specs import input_specs
 
 #: Opsets that torch's newer exporter writes itself, besides 20, which serves both batch forms.
 _DYNAMO_OPSETS = (18, NEWEST_OPSET)

@@ -145,6 +145,9 @@ def run_session(session: Any, feeds: Mapping[str, NDArray[Any]]) -> dict[str, ND
         outputs = session.run(names, dict(feeds))
     except runtime_errors() as error:
         raise ModelError(f"ONNX Runtime failed while running the model: {one_line(error)}") from error
+    odd = next((name for name, value in zip(names, outputs, strict=True) if isinstance(value, list | dict)), None)
+    if odd is not None:  # numpy would stack the tensors of a sequence, or refuse to
+        raise ModelError(f"output {odd!r} is a sequence or a map; bnfold runs models whose outputs are tensors")
     return {name: np.asarray(value) for name, value in zip(names, outputs, strict=True)}
 
 

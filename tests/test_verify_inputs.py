@@ -244,6 +244,51 @@ def test_a_damaged_file_is_refused(tmp_path, name, content, message):
         user_feeds(tmp_path if name == "input_0.pb" else tmp_path / name, PAIR)
 
 
+def _tensor_file(path, array=None, name="", **fields):
+    tensor = onnx.TensorProto(name=name, **fields) if array is None else onnx.numpy_helper.from_array(array, name)
+    path.write_bytes(tensor.SerializeToString())
+
+
+def test_test_data_is_taken_by_the_names_of_its_tensors_where_they_are_those_of_the_inputs(tmp_path):
+    for index, name in enumerate(("n", "a")):  # not in the order of the model
+        _tensor_file(tmp_path / f"input_{index}.pb", GOOD[name], name)
+    (feed,) = user_feeds(tmp_path, PAIR)
+    assert {name: value.dtype for name, value in feed.values.items()} == {"a": np.float32, "n": np.int64}
+
+
+OUTSIDE = [onnx.StringStringEntryProto(key="location", value="/etc/hostname")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"data_type": 1, "dims": [4, 2], "raw_data": b"123"}, "damaged"),
+        ({"data_type": 1, "dims": [1 << 40, 1 << 20]}, "damaged"),
+        ({"data_type": 1, "dims": [-1, 2], "raw_data": bytes(32)}, "damaged"),
+        ({"data_type": 99, "dims": [1], "raw_data": bytes(4)}, "damaged"),
+        ({"data_type": 1, "dims": [4, 2], "data_location": 1, "external_data": OUTSIDE}, "in another file"),
+    ],
+)
+def test_a_tensor_that_is_not_what_it_says_is_refused(tmp_path, fields, message):
+    _tensor_file(tmp_path / "in.pb", **fields)
+    with pytest.raises(DataError, match=message):
+        user_feeds(tmp_path / "in.pb", PAIR[:1])
+
+
+def test_an_array_that_claims_to_be_larger_than_memory_is_refused(tmp_path):
+    with (tmp_path / "in.npy").open("wb") as stream:
+        np.lib.format.write_array_header_1_0(
+            stream, {"descr": "<f4", "fortran_order": False, "shape": (1 << 50, 1 << 10)}
+        )
+    with pytest.raises(DataError, match="damaged, or holds more than fits into memory"):
+        user_feeds(tmp_path / "in.npy", PAIR[:1])
+
+
+def test_sizes_that_no_memory_holds_are_refused():
+    with pytest.raises(InputError, match="2\\^30 numbers"):
+        drawn_feeds([InputSpec("x", FLOAT, ("N", 1 << 20, 1 << 20))], samples=1, seed=0)
+
+
 def test_a_missing_file_and_an_empty_folder_are_refused(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         user_feeds(tmp_path / "none", PAIR)

@@ -160,6 +160,16 @@ def test_a_tensor_that_overflows_in_its_own_type_is_named():
     assert "not finite" in cause.sentence
 
 
+def test_sequences_on_the_way_are_passed_over():
+    text = "agraph (float[2,2] x) => (float[2,2] y) {{ s = SequenceConstruct(x, x)  one = SequenceAt(s, zero)  {}  y = Tanh(d) }}"
+    arrays = {"k": np.array([1e30, 1], np.float32), "c": np.array([1e10], np.float32)}
+    reference = model_of(text.format("a = Mul(one, k)  d = Div(a, k)"), {"k": arrays["k"], "zero": np.array(0)})
+    body = "a = Mul(one, c)  b = Mul(a, k)  e = Div(b, c)  d = Div(e, k)"
+    cause = verify(reference, model_of(text.format(body), arrays | {"zero": np.array(0)}), LOCALIZE).cause
+    assert cause is not None
+    assert (cause.kind, cause.culprits) == ("tensor", ("b",))
+
+
 def test_without_float64_the_first_tensor_is_found_in_onnxruntime():
     text = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>\nagraph (float[N,2] x) => (float[N,2] y) '
     weights = "<float[2,2] w = {1.1, 2, 3, 4}, float[2] b = {1, 2}, float[2] c = {1, 2.1}> "

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from bnfold.verification.metrics import compare, spacing
+from bnfold.verification.metrics import compare, margins, spacing
 
 NAN, INF = np.nan, np.inf
 
@@ -99,3 +99,16 @@ def test_a_difference_too_large_for_a_number_is_json_all_the_same():
     assert metrics.ulp_max is None
     assert metrics.max_abs == np.inf
     assert json.loads(json.dumps(metrics.to_json(), allow_nan=False))["max_abs"] is None
+
+
+def test_classes_that_are_left_out_do_not_lead():
+    """A mask of −∞ is lower than all other scores, whatever their sign."""
+    expected = np.array([[-INF, -3.0, -2.0]])
+    assert compare(expected, np.array([[-INF, -2.0, -3.0]])).top1 == 0
+    assert margins(expected).tolist() == [1]
+
+
+def test_rows_without_a_leader_are_no_ties():
+    leads = margins(np.array([[NAN, 1.0, 2.0], [INF, INF, 1.0], [1.0, 1.0, 0.0]]))
+    assert np.isnan(leads).tolist() == [True, True, False]
+    assert leads[2] == 0

@@ -16,8 +16,9 @@ from verify_rates import engine_pair
 
 from bnfold.verification import VerifyOptions, verify
 from bnfold.verification.folds import FoldsResult, prove_folds
-from bnfold.verification.inputs import drawn_feeds, input_specs
+from bnfold.verification.inputs import drawn_feeds
 from bnfold.verification.oracle import Oracle
+from bnfold.verification.specs import input_specs
 
 #: Seeds of networks that together have something to damage in each of the ways.
 SEEDS = (3007, 3026, 3004, 3011)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+import onnx.parser
 import onnx_ir as ir
 import pytest
 from verify_networks import DAMAGES, random_network
 
-from bnfold.errors import ProviderError
-from bnfold.session import create_session
+from bnfold.errors import ModelError, ProviderError
+from bnfold.session import create_session, run_session
 from bnfold.verification import VerifyOptions, record_golden, subject, verify, verify_golden
 
 CUDA = VerifyOptions(provider="cuda")
@@ -103,6 +105,14 @@ def test_tf32_has_a_bound_of_its_own_without_the_reference(tmp_path):
 def test_a_provider_that_is_not_there_is_an_error():
     with pytest.raises(ProviderError):
         verify(*_pair(), VerifyOptions(provider="XnnpackExecutionProvider"))
+
+
+def test_a_model_whose_output_is_a_sequence_is_refused_by_its_name(tmp_path):
+    """numpy would stack tensors of one shape, and fail on others."""
+    text = '<ir_version: 8, opset_import: ["" : 17]> agraph (float[2] x) => (seq(float[2]) s) { s = SequenceConstruct(x, x) }'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="'s' is a sequence"):
+        run_session(create_session(tmp_path / "m.onnx"), {"x": np.zeros(2, np.float32)})
 
 
 @pytest.mark.cuda

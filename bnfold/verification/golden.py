@@ -174,7 +174,7 @@ def load_golden(path: StrPath) -> Golden:
             arrays = {} if isinstance(content, np.ndarray) else {name: content[name] for name in content.files}
     except OSError as error:
         raise DataError(f"{source} cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError, BadZipFile, KeyError, NotImplementedError, zlib.error) as error:
+    except (ValueError, EOFError, BadZipFile, KeyError, NotImplementedError, MemoryError, zlib.error) as error:
         raise DataError(f"{source} is no golden file, or is damaged; make it anew with --save-golden") from error
     try:
         about = json.loads(arrays["about"].tobytes().decode())

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from bnfold.draws import draw, stream
 from bnfold.verification.sizes import BATCHES, USUAL, Sizes
 from bnfold.verification.specs import InputSpec
-from bnfold.verification.specs import input_specs as input_specs
 
 Array = NDArray[Any]
 FeedKind = Literal["random", "zeros", "constant", "large", "tiny", "denormal", "user"]

@@ -162,7 +162,7 @@ class Measurement:
             slices=record.slices,
             problems=record.problems,
             smallest=SMALLEST.get(self.types[name], SMALLEST["float32"]),
-            margins=margins(np.where(np.isfinite(expected), expected, 0.0)) if floating else None,
+            margins=margins(expected),
             choices=0 if floating else expected.size,
         )
 

@@ -162,9 +162,9 @@ def compare(expected: Array, actual: Array, dtype: str = "float32", excused: Arr
         cosine=_cosine(wanted, got),
         snr_db=_snr(wanted, difference),
         ulp_max=_ulp(wanted, difference, dtype),
-        top1=top_agreement(wanted, got, 1),
-        top5=top_agreement(wanted, got, 5),
-        near_ties=_near_ties(wanted, difference),
+        top1=top_agreement(expected, actual, 1),
+        top5=top_agreement(expected, actual, 5),
+        near_ties=_near_ties(expected, difference),
         non_finite=strange,
     )
 
@@ -212,21 +212,29 @@ def _rows(array: Array) -> Array | None:
 
 
 def top_agreement(wanted: Array, got: Array, count: int) -> float | None:
-    """The fraction of rows in which the ``count`` largest elements are the same ones; None if there are no more."""
+    """The fraction of rows in which the ``count`` largest elements are the same ones; None if there are no more.
+
+    Infinities are scores as others are, −∞ that of a class left out; a NaN comes last.
+    """
     rows, others = _rows(wanted), _rows(got)
     if rows is None or others is None or rows.shape[1] <= count:
         return None
-    leaders = (np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :count], axis=1) for scores in (rows, others))
+    scores = (np.where(np.isnan(array), -np.inf, array.astype(np.float64)) for array in (rows, others))
+    leaders = (np.sort(np.argsort(-array, axis=1, kind="stable")[:, :count], axis=1) for array in scores)
     return float((next(leaders) == next(leaders)).all(axis=1).mean())
 
 
 def margins(wanted: Array) -> Array | None:
-    """By how much the largest element of each row leads the next; None where there are no rows of scores."""
+    """By how much the largest element of each row leads the next; None where there are no rows of scores.
+
+    The lead is NaN, which is no lead to speak of and no tie, in rows that hold a NaN or more than one ∞.
+    """
     rows = _rows(wanted) if is_float(wanted) else None
     if rows is None:
         return None
     best = np.partition(rows, rows.shape[1] - 2, axis=1)
-    return np.asarray(best[:, -1] - best[:, -2])
+    with np.errstate(invalid="ignore"):
+        return np.asarray(best[:, -1] - best[:, -2])
 
 
 def _near_ties(wanted: Array, difference: Array) -> int | None:

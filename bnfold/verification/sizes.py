@@ -33,6 +33,9 @@ _LARGE = {"side": (128, 96, *range(160, 1000, 32)), "length": (40, 56, *range(72
 #: A set of inputs of other sizes than the usual ones holds no more numbers than this, or it would take too long.
 _MOST_NUMBERS = 1 << 18
 
+#: No set of inputs holds more: twice as many take 16 GiB of memory in float64.
+_LIMIT = 1 << 30
+
 
 @dataclass(frozen=True)
 class Dimension:
@@ -158,7 +161,14 @@ class Sizes:
     def _at(self, sizes: Mapping[str, int], batch: int, label: str) -> Shapes:
         counts = {dimension.name: batch for dimension in self._open if dimension.role == "batch"}
         settled = {**self._usual, **counts, **sizes}
-        return Shapes(label, {spec.name: self._concrete(spec, settled) for spec in self._specs})
+        shapes = Shapes(label, {spec.name: self._concrete(spec, settled) for spec in self._specs})
+        if _numbers(shapes) > _LIMIT:
+            name, shape = max(shapes.shapes.items(), key=lambda item: prod(item[1]))
+            raise InputError(
+                f"input {name!r} of shape {shown(shape)} is more than bnfold makes up at once (2^30 numbers); "
+                "give a smaller shape with --input-shape, or your own data with --inputs"
+            )
+        return shapes
 
     def _concrete(self, spec: InputSpec, settled: Mapping[str, int]) -> tuple[int, ...]:
         if spec.name in self._given:

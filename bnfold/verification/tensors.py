@@ -16,6 +16,9 @@ from bnfold.verification.subject import Subject
 
 Array = NDArray[Any]
 
+#: Operators by the beginning of their names whose results may be sequences, or nothing.
+_NOT_TENSORS = ("Optional", "Sequence", "SplitToSequence", "ZipMap")
+
 
 def all_in_float64(oracle: Oracle, feed: Feed) -> dict[str, Array]:
     """Every tensor of a model's main graph in float64.
@@ -41,9 +44,8 @@ def all_in_runtime(subject: Subject, feed: Feed) -> dict[str, Array]:
     """
     model = subject.model.clone()
     outputs = set(model.graph.outputs)
-    model.graph.outputs.extend(
-        value for node in model.graph for value in node.outputs if value.name and value not in outputs
-    )
+    nodes = (node for node in model.graph if not node.op_type.startswith(_NOT_TENSORS))
+    model.graph.outputs.extend(v for node in nodes for v in node.outputs if v.name and v not in outputs)
     exposed = Subject(subject.role, model)
     return exposed.run(exposed.plain_session()[0], feed.values)
 

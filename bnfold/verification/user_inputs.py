@@ -8,12 +8,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
+from zlib import error as ZlibError
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from bnfold.draws import fits
 from bnfold.errors import DataError
@@ -105,32 +106,54 @@ def _read_numpy(file: Path, specs: Sequence[InputSpec]) -> dict[str, Array]:
                 if len(arrays) == 1 and len(specs) == 1 and "arr_0" in arrays:
                     return {specs[0].name: arrays["arr_0"]}
                 return arrays
-    except (ValueError, EOFError, BadZipFile, KeyError, NotImplementedError) as error:
+    except (ValueError, EOFError, BadZipFile, KeyError, NotImplementedError, ZlibError) as error:
         raise DataError(f"{file} is damaged or holds Python objects; bnfold reads plain arrays only") from error
+    except (MemoryError, OverflowError) as error:
+        raise DataError(f"{file} is damaged, or holds more than fits into memory; give fewer inputs at once") from error
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
     return {_only(file, specs): content}
 
 
 def _read_test_data(folder: Path, specs: Sequence[InputSpec]) -> dict[str, Array]:
-    values = {}
-    for index, spec in enumerate(specs):
+    """ONNX test data: by the names that the tensors carry, where these are those of the inputs, else in their order."""
+    tensors = []
+    for index in range(len(specs)):
         file = folder / f"input_{index}.pb"
         if not file.exists():
             raise DataError(f"{file} is missing: the model has the inputs {listed(specs)}")
-        values[spec.name] = _read_tensor(file)
-    return values
+        tensors.append(_tensor(file))
+    inputs = [spec.name for spec in specs]
+    carried = [tensor.name for tensor in tensors]
+    names = carried if sorted(carried) == sorted(inputs) else inputs
+    return {name: _array(tensor, folder) for name, tensor in zip(names, tensors, strict=True)}
 
 
 def _read_tensor(file: Path) -> Array:
+    return _array(_tensor(file), file)
+
+
+def _tensor(file: Path) -> onnx.TensorProto:
     tensor = onnx.TensorProto()
     try:
         tensor.ParseFromString(file.read_bytes())
-        return np.asarray(ir.serde.deserialize_tensor(tensor).numpy())
-    except (DecodeError, ValueError, TypeError) as error:
+    except DecodeError as error:
         raise DataError(f"{file} is not an ONNX tensor, or is damaged") from error
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
+    return tensor
+
+
+def _array(tensor: onnx.TensorProto, source: Path) -> Array:
+    # Another file would be looked for wherever the tensor says, and a negative size would be made up.
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        raise DataError(f"{source}: the tensor {tensor.name!r} keeps its data in another file; save it in one")
+    try:
+        if min(tensor.dims, default=0) < 0:
+            raise ValueError("a negative size")
+        return np.asarray(numpy_helper.to_array(tensor))
+    except (ValueError, TypeError, KeyError, MemoryError, OverflowError) as error:
+        raise DataError(f"{source}: the tensor {tensor.name!r} is damaged, or of a type without numbers") from error
 
 
 def _checked(values: Mapping[str, Array], source: Path, specs: Sequence[InputSpec]) -> Feed:
