@@ -1,6 +1,7 @@
 """Measure how often `bnfold verify` is wrong: false alarms on honest folds, and damaged folds that it lets pass.
 
-Run: ``python tests/verify_rates.py [NETWORKS] [DTYPE] [--no-runtime]``. The figures in docs/verification.md come from it.
+Run: ``python tests/verify_rates.py [NETWORKS] [DTYPE] [--first SEED] [--minutes M] [--no-runtime]``. The figures in
+docs/verification.md come from it.
 
 Half of the networks are folded by hand (:mod:`verify_networks`), half by bnfold's engine (:mod:`verify_families`).
 Each damaged fold is judged twice: by its outputs alone, and with ``--per-fold``. One that passes by its outputs is
@@ -9,7 +10,9 @@ run again on other inputs, four times as many: what then exceeds the verdict's o
 
 from __future__ import annotations
 
+import argparse
 import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -20,7 +23,7 @@ import onnx_ir as ir
 import verify_damages
 import verify_networks
 from verify_families import family_network
-from verify_networks import random_network
+from verify_networks import ONNX_TYPES, random_network
 
 import bnfold
 from bnfold.fold import fold
@@ -90,17 +93,21 @@ def _mismatch(pair: tuple[ir.Model, ir.Model], options: bnfold.VerifyOptions) ->
     return bnfold.verify(*pair, options).verdict == "mismatch"
 
 
-def measure(seeds: range, dtype: str, options: bnfold.VerifyOptions) -> Rates:
-    """Judge honest and damaged folds of the networks of each seed."""
-    rates = Rates()
-    for done, seed in enumerate(seeds, 1):
+def measure(seeds: range, dtype: str, options: bnfold.VerifyOptions, minutes: float) -> tuple[Rates, int]:
+    """Judge honest and damaged folds of the networks of each seed, as many as the time allows; tells how many."""
+    rates, done = Rates(), 0
+    end = time.monotonic() + 60 * minutes
+    for seed in seeds:
         for made, reference, candidate in _honest(seed, dtype):
             rates.honest(made, seed, (reference, candidate), options)
         for name, reference, candidate in damaged_folds(seed, dtype):
             rates.damaged(name, seed, (reference, candidate), options)
+        done += 1
         print(f"\r{done} of {len(seeds)}", end="", file=sys.stderr, flush=True)
+        if time.monotonic() > end:
+            break
     print(file=sys.stderr)
-    return rates
+    return rates, done
 
 
 def _honest(seed: int, dtype: str) -> Iterator[tuple[str, ir.Model, ir.Model]]:
@@ -137,12 +144,17 @@ def damaged_folds(seed: int, dtype: str) -> Iterator[tuple[str, ir.Model, ir.Mod
 
 def main() -> None:
     """Print the rates."""
-    numbers = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-    networks = int(numbers[0]) if numbers else 100
-    dtype = numbers[1] if len(numbers) > 1 else "float32"
-    options = bnfold.VerifyOptions(runtime="--no-runtime" not in sys.argv)
-    rates = measure(range(networks), dtype, options)
-    print(f"{dtype}, {networks} networks by hand and {networks} by the engine")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("networks", nargs="?", type=int, default=100)
+    parser.add_argument("dtype", nargs="?", choices=ONNX_TYPES, default="float32")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first network")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no network after so long")
+    parser.add_argument("--no-runtime", action="store_true", help="compare in float64 only")
+    given = parser.parse_args()
+    options = bnfold.VerifyOptions(runtime=not given.no_runtime)
+    seeds = range(given.first, given.first + given.networks)
+    rates, done = measure(seeds, given.dtype, options, given.minutes)
+    print(f"{given.dtype}, {done} networks by hand and {done} by the engine, seeds from {given.first}")
     for (made, verdict), count in sorted(rates.verdicts.items()):
         print(f"  honest, {made}: {verdict}: {count}")
     for line in rates.alarms:
