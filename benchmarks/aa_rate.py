@@ -52,7 +52,7 @@ def chain(path: Path, layers: int, channels: int, size: int) -> Path:
 
 def without_control(result: BenchmarkResult) -> Comparison:
     """The comparison as it would be if the control had not run (its time is lost all the same)."""
-    (cell,) = result.settings
+    (cell,) = result.groups
     baseline, candidate = (round_medians(candidate.records) for candidate in cell.candidates)
     return compare(candidate, baseline, None)
 
@@ -87,7 +87,7 @@ def row(original: Path, slower: Path, percent: int, arguments: argparse.Namespac
             threads=(arguments.threads,), seconds=arguments.time, launches=arguments.launches, seed=run
         )
         result = benchmark([original, slower], options)
-        comparison = result.settings[0].candidates[1].comparison
+        comparison = result.groups[0].candidates[1].comparison
         assert comparison is not None
         ratio = comparison.latency_ratio
         alone = without_control(result).latency_ratio
@@ -99,7 +99,7 @@ def row(original: Path, slower: Path, percent: int, arguments: argparse.Namespac
             told[name][1] += low > 1
         reaches.append(ratio.high / ratio.estimate - 1)
         estimates.append(ratio.estimate - 1)
-        median = result.settings[0].candidates[0].latency[50.0]
+        median = result.groups[0].candidates[0].latency[50.0]
         latencies.append(0.0 if median is None else median.estimate)
         disturbance = result.context.disturbance
         others.append(0.0 if disturbance is None else disturbance.others)

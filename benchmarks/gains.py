@@ -72,7 +72,7 @@ def row(case: Case, folder: Path, seconds: float) -> str:
     assert result.path is not None
     report = result.report
     measured = bnfold.benchmark([original, folded], bnfold.BenchmarkOptions(seconds=seconds))
-    candidate = measured.settings[0].candidates[1]
+    candidate = measured.groups[0].candidates[1]
     folded_by_ort = sum(record.ort_folds for record in report.batch_norms)
     return (
         f"| {case.title} | {len(report.batch_norms)} → {report.batch_norms_after} | {folded_by_ort} "

@@ -47,6 +47,8 @@ class SessionOptions:
         spinning: whether idle worker threads spin for a while before they sleep (ONNX Runtime's default).
         disabled_optimizers: names of ONNX Runtime's own graph transformers to leave out.
         provider_options: passed on to the provider.
+        profile: where ONNX Runtime writes its profile when the session ends it, as the beginning of a path; empty
+            for none.
     """
 
     provider: str = "cpu"
@@ -55,6 +57,7 @@ class SessionOptions:
     spinning: bool = True
     disabled_optimizers: tuple[str, ...] = ()
     provider_options: Mapping[str, str] = field(default_factory=dict)
+    profile: str = ""
 
 
 def provider_name(provider: str) -> str:
@@ -105,6 +108,9 @@ def create_session(model: str | Path | bytes, options: SessionOptions | None = N
     settings.log_severity_level = 4  # errors come back as exceptions; the log would repeat them on stderr
     if not options.spinning:
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if options.profile:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = options.profile
     source = model if isinstance(model, bytes) else str(model)
     label = "the model in memory" if isinstance(model, bytes) else str(model)
     try:

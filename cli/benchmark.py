@@ -12,10 +12,21 @@ from bnfold.cli.options import LEVELS, input_shapes, report_file
 from bnfold.cli.render import Output, common_options, table
 
 if TYPE_CHECKING:
-    from bnfold.benchmarking import BenchmarkResult
+    from bnfold.benchmarking import BenchmarkResult, Scenario
 
 #: Kept in step with bnfold.benchmarking.report.FORMATS by a test: --help must not import it.
 SUFFIXES = (".json", ".csv", ".md")
+
+#: Kept in step with bnfold.benchmarking.Kind and Compare by the same test.
+SCENARIOS = ("single-stream", "offline", "poisson")
+COMPARE = ("models", "settings")
+
+
+_SWITCH = {"on": True, "off": False}
+
+
+def _switches(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[bool, ...]:
+    return tuple(_SWITCH[text] for text in _listed(click.Choice(list(_SWITCH)))(context, parameter, values))
 
 
 def _listed(
@@ -43,63 +54,74 @@ def _listed(
 @click.option("--level", "levels", multiple=True, default=["all"], metavar="|".join(LEVELS),
               callback=_listed(click.Choice(LEVELS)),
               help="ONNX Runtime's graph optimization level; may be repeated.  [default: all]")  # fmt: skip
+@click.option("--spinning", "spinnings", multiple=True, default=["on"], metavar="on|off", callback=_switches,
+              help="Whether ONNX Runtime's idle threads spin before they sleep, for example on,off.  "
+                   "[default: on]")  # fmt: skip
+@click.option("--io-binding", "bindings", multiple=True, default=["off"], metavar="on|off", callback=_switches,
+              help="Whether inputs and outputs are bound in the provider's own memory.  [default: off]")  # fmt: skip
+@click.option("--cuda-graph", "cuda_graphs", multiple=True, default=["off"], metavar="on|off", callback=_switches,
+              help="Whether CUDA records the kernels once and replays them; with IO binding.  "
+                   "[default: off]")  # fmt: skip
+@click.option("--scenario", "kinds", multiple=True, default=["single-stream"], metavar="|".join(SCENARIOS),
+              callback=_listed(click.Choice(SCENARIOS)),
+              help="How requests arrive: one after the other, all at once, or at random times, where the latency "
+                   "counts from the scheduled arrival.  [default: single-stream]")  # fmt: skip
+@click.option("--streams", multiple=True, metavar="COUNTS", callback=_listed(click.IntRange(min=1)),
+              help="Threads that share the work of --scenario offline.  [default: one a core]")  # fmt: skip
+@click.option("--rate", "rates", multiple=True, metavar="RATES",
+              callback=_listed(click.FloatRange(min=0, min_open=True)),
+              help="Arrivals a second of --scenario poisson, for example 50,100.")  # fmt: skip
+@click.option("--compare", type=click.Choice(COMPARE),
+              help="Models in each setting, or settings of each model.  [default: models, if there are "
+                   "several]")  # fmt: skip
 @click.option("--time", "seconds", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
-              help="Time for each combination of the above.  [default: 5 a model]")  # fmt: skip
+              help="Time for each comparison.  [default: 5 a candidate]")  # fmt: skip
 @click.option("--launches", type=click.IntRange(min=2), default=5, show_default=True,
               help="How many times to start fresh processes.")  # fmt: skip
+@click.option("--cold-starts", type=click.IntRange(min=0), default=10, show_default=True,
+              help="How many sessions to create in fresh processes, those of the launches included; takes up to half "
+                   "of --time more.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Of the inputs and the order of the runs.")  # fmt: skip
 @input_shapes
-@click.option("--spinning/--no-spinning", default=True, show_default=True,
-              help="Let ONNX Runtime's idle threads spin before they sleep.")  # fmt: skip
 @click.option("--control/--no-control", default=True, show_default=True,
-              help="Run the first model in a second process too, to see how much is noise.")  # fmt: skip
+              help="Run the first candidate in a second process too, to see how much is noise.")  # fmt: skip
 @click.option("--out", metavar="FILE", callback=report_file(*SUFFIXES),
               help=f"Write a report: {', '.join(SUFFIXES)} (every sample in .json).")  # fmt: skip
 @click.option("--fail-if-slower", "limit", type=click.FloatRange(min=0), metavar="PCT",
-              help="Exit with 1 if a model is shown to be slower than the first by more than PCT per cent: "
+              help="Exit with 1 if a candidate is shown to be slower than the first by more than PCT per cent: "
                    "if the whole interval lies beyond it.")  # fmt: skip
 @common_options
 def command(
     out_: Output,
     models: tuple[str, ...],
-    providers: tuple[str, ...],
-    batches: tuple[int, ...],
-    threads: tuple[int, ...],
-    levels: tuple[str, ...],
-    seconds: float | None,
-    launches: int,
-    seed: int,
+    kinds: tuple[str, ...],
+    streams: tuple[int, ...],
+    rates: tuple[float, ...],
+    compare: str | None,
     shapes: dict[str, tuple[int, ...]],
-    spinning: bool,
-    control: bool,
     out: Path | None,
     limit: float | None,
+    **values: Any,
 ) -> None:
-    """Compare the latency of models with that of the first.
+    """Compare the latency of models with that of the first, or of one model in several settings.
 
-    Each model runs in processes of its own, turn by turn in random order, over several launches. A difference
-    is reported only if neither its 95 % interval nor the difference between two processes of the first model
-    leaves room for chance.
+    Each candidate runs in processes of its own, turn by turn in random order, over several launches. A difference
+    is reported only if neither its 95 % interval nor the difference between two processes of the first candidate
+    leaves room for chance. Where an option takes several values, every combination is measured.
     """
-    if limit is not None and len(models) < 2:
-        raise click.UsageError("--fail-if-slower needs two models or more: the first is the baseline.")
-    from bnfold.benchmarking import BenchmarkOptions, benchmark
+    from bnfold.benchmarking import BenchmarkOptions, Compare, benchmark
     from bnfold.benchmarking.report import write_report
     from bnfold.files import check_output_file
 
     options = BenchmarkOptions(
-        providers=providers,
-        batches=batches,
-        threads=threads,
-        levels=levels,
-        seconds=seconds,
-        launches=launches,
-        seed=seed,
+        scenarios=_scenarios(kinds, streams, rates),
+        compare=None if compare is None else Compare(compare),
         input_shapes=shapes,
-        spinning=spinning,
-        control=control,
+        **values,
     )
+    if limit is not None and len(models) * len(options.settings()) < 2:
+        raise click.UsageError("--fail-if-slower needs two models or settings, of which the first is the baseline.")
     if out is not None:
         check_output_file(out)
     with out_.progress() as progress:
@@ -118,23 +140,44 @@ def command(
     out_.document(result.to_json())
 
 
+def _scenarios(kinds: tuple[str, ...], streams: tuple[int, ...], rates: tuple[float, ...]) -> tuple[Scenario, ...]:
+    """Each kind with the numbers of streams, or the rates, that belong to it."""
+    from bnfold.benchmarking import Kind, Scenario
+    from bnfold.benchmarking.context import available_cores
+
+    if streams and "offline" not in kinds:
+        raise click.UsageError("--streams belongs to --scenario offline.")
+    if bool(rates) != ("poisson" in kinds):
+        raise click.UsageError("--scenario poisson needs --rate, the arrivals a second, and no other takes one.")
+    found = []
+    for kind in map(Kind, kinds):
+        if kind is Kind.OFFLINE:
+            found += [Scenario(kind, streams=count) for count in streams or (len(available_cores()),)]
+        elif kind is Kind.POISSON:
+            found += [Scenario(kind, rate=rate) for rate in rates]
+        else:
+            found.append(Scenario(kind))
+    return tuple(found)
+
+
 def _show(out: Output, result: BenchmarkResult) -> None:
     from bnfold.benchmarking.report import (
         FIGURE_COLUMNS,
-        LATENCY_COLUMNS,
         context_sentence,
-        control_sentence,
         figure_rows,
+        latency_columns,
         latency_rows,
+        notes,
     )
 
     for answer in result.sentences():
         out.say(answer, "bold")
-    for cell in result.settings:
+    for group in result.groups:
         out.say()
-        out.show(table(cell.setting.label(), LATENCY_COLUMNS, latency_rows(cell), right=LATENCY_COLUMNS[1:-1]))
-        out.show(table("", FIGURE_COLUMNS, figure_rows(result, cell), right=FIGURE_COLUMNS[1:]))
-        if cell.control is not None:
-            out.say(control_sentence(result, cell))
+        columns = latency_columns(group)
+        out.show(table(group.group.title, columns, latency_rows(group), right=columns[1:-1]))
+        out.show(table("", FIGURE_COLUMNS, figure_rows(group), right=FIGURE_COLUMNS[1:]))
+        for note in notes(group):
+            out.say(note)
     if out.verbose:
         out.say(context_sentence(result))

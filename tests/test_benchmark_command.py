@@ -10,30 +10,30 @@ import pytest
 from benchmark_models import FAILS_TO_RUN, write
 
 import bnfold.benchmarking
-from bnfold.benchmarking import BenchmarkOptions, BenchmarkResult, benchmark
+from bnfold.benchmarking import BenchmarkOptions, BenchmarkResult, Compare, Kind, Scenario, benchmark
 from bnfold.benchmarking.report import FORMATS, duration, size
-from bnfold.benchmarking.results import sentence
+from bnfold.benchmarking.results import Spread, sentence
 from bnfold.benchmarking.statistics import Comparison, Interval
-from bnfold.cli.benchmark import LEVELS, SUFFIXES
+from bnfold.cli.benchmark import COMPARE, LEVELS, SCENARIOS, SUFFIXES
 from bnfold.cli.main import main
 from bnfold.session import LEVELS as KNOWN_LEVELS
 
-QUICK = ["--time", "0.1", "--launches", "2", "--threads", "1"]
+QUICK = ["--time", "0.1", "--launches", "2", "--cold-starts", "0", "--threads", "1"]
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> BenchmarkResult:
     folder = tmp_path_factory.mktemp("models")
     models = [write(folder / "first.onnx"), write(folder / "second.onnx")]
-    return benchmark(models, BenchmarkOptions(seconds=0.1, launches=2, threads=(1,)))
+    return benchmark(models, BenchmarkOptions(seconds=0.1, launches=2, cold_starts=0, threads=(1,)))
 
 
 def planted(result: BenchmarkResult, estimate: float, low: float, high: float) -> BenchmarkResult:
     """The same result with another ratio of the second model's latency to the first's."""
-    (cell,) = result.settings
-    first, second = cell.candidates
+    (group,) = result.groups
+    first, second = group.candidates
     second = replace(second, comparison=Comparison(Interval(estimate, low, high), 0.001))
-    return replace(result, settings=(replace(cell, candidates=(first, second)),))
+    return replace(result, groups=(replace(group, candidates=(first, second)),))
 
 
 def test_the_answer_comes_first_and_everything_fits_100_columns(
@@ -41,16 +41,15 @@ def test_the_answer_comes_first_and_everything_fits_100_columns(
 ) -> None:
     ratio = Comparison(Interval(0.804, 0.71, 0.95), 0.012)
     latency = dict.fromkeys((50.0, 90.0, 99.0, 99.9), Interval(123e-6, 110e-6, 137e-6))
-    (cell,) = measured.settings
-    first, second = cell.candidates
-    first = replace(first, label="original.onnx", latency=latency)
-    second = replace(second, label="folded.onnx", latency=latency, comparison=ratio, creation_comparison=ratio)
-    subjects = tuple(
-        replace(subject, label=label)
-        for subject, label in zip(measured.subjects, ("original.onnx", "folded.onnx"), strict=True)
+    (group,) = measured.groups
+    first, second = group.candidates
+    start = Spread(0.0123, 0.011, 0.0137, 10, Interval(0.0123, 0.0111, 0.0135))
+    first = replace(first, candidate=replace(first.candidate, label="original.onnx"))
+    second = replace(
+        second, candidate=replace(second.candidate, label="folded.onnx"), comparison=ratio, creation_comparison=ratio
     )
-    cell = replace(cell, candidates=(first, second))
-    result = replace(measured, subjects=subjects, settings=(cell,))
+    candidates = tuple(replace(c, latency=latency, creation=start, first_run=start) for c in (first, second))
+    result = replace(measured, groups=(replace(group, candidates=candidates),))
     monkeypatch.setattr(bnfold.benchmarking, "benchmark", lambda *_: result)
     assert main(["benchmark", "original.onnx", "folded.onnx"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -62,7 +61,7 @@ def test_every_sample_is_in_the_json_file(tmp_path: Path) -> None:
     models = [str(write(tmp_path / name)) for name in ("original.onnx", "folded.onnx")]
     out = tmp_path / "result.json"
     assert main(["benchmark", *models, *QUICK, "--out", str(out)]) == 0
-    for candidate in json.loads(out.read_text())["settings"][0]["candidates"]:
+    for candidate in json.loads(out.read_text())["groups"][0]["candidates"]:
         assert candidate["samples"] == sum(
             len(block) for launch in candidate["launches"] for block in launch["rounds_ns"]
         )
@@ -71,7 +70,7 @@ def test_every_sample_is_in_the_json_file(tmp_path: Path) -> None:
 def test_json_is_one_document_on_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["benchmark", str(write(tmp_path / "m.onnx")), *QUICK, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["schema"] == 1
+    assert document["schema"] == 2
     assert document["models"][0]["label"] == "m.onnx"
 
 
@@ -84,8 +83,9 @@ def test_options_reach_the_library(monkeypatch: pytest.MonkeyPatch, measured: Be
 
     monkeypatch.setattr(bnfold.benchmarking, "benchmark", spy)
     arguments = "--provider cpu,cuda --provider tensorrt --batch 1,8 --threads 1 --threads 2 --level all,basic"
-    arguments += " --time 3 --launches 4 --seed 5 --input-shape a=b=1,2 --input-shape s= --no-spinning"
-    arguments += " --no-control"
+    arguments += " --time 3 --launches 4 --cold-starts 7 --seed 5 --input-shape a=b=1,2 --input-shape s="
+    arguments += " --no-control --spinning on,off --io-binding on --cuda-graph off,on --compare settings"
+    arguments += " --scenario single-stream,offline --scenario poisson --streams 1,2 --rate 50 --rate 0.5"
     assert main(["benchmark", "m.onnx", *arguments.split()]) == 0
     assert seen == [
         BenchmarkOptions(
@@ -97,8 +97,19 @@ def test_options_reach_the_library(monkeypatch: pytest.MonkeyPatch, measured: Be
             launches=4,
             seed=5,
             input_shapes={"a=b": (1, 2), "s": ()},
-            spinning=False,
             control=False,
+            cold_starts=7,
+            spinnings=(True, False),
+            bindings=(True,),
+            cuda_graphs=(False, True),
+            compare=Compare.SETTINGS,
+            scenarios=(
+                Scenario(),
+                Scenario(Kind.OFFLINE, streams=1),
+                Scenario(Kind.OFFLINE, streams=2),
+                Scenario(Kind.POISSON, rate=50),
+                Scenario(Kind.POISSON, rate=0.5),
+            ),
         )
     ]
 
@@ -140,6 +151,18 @@ def test_fail_if_slower_fails_only_where_the_whole_interval_is_beyond(
         ("m.onnx --out result.xml", ".json, .csv, .md"),
         ("m.onnx --out result", "no known suffix"),
         ("m.onnx --fail-if-slower 5", "needs two models"),
+        ("m.onnx --spinning maybe", "--spinning"),
+        ("m.onnx --io-binding", "requires an argument"),
+        ("m.onnx --cuda-graph on", "CUDA graphs need the provider cuda and IO binding"),
+        ("m.onnx --cuda-graph on --provider cuda", "CUDA graphs need the provider cuda and IO binding"),
+        ("m.onnx --scenario server", "--scenario"),
+        ("m.onnx --scenario poisson", "needs --rate"),
+        ("m.onnx --rate 5", "--scenario poisson"),
+        ("m.onnx --scenario poisson --rate 0", "--rate"),
+        ("m.onnx --streams 2", "--scenario offline"),
+        ("m.onnx --scenario offline --streams 0", "--streams"),
+        ("m.onnx --compare tables", "--compare"),
+        ("m.onnx --cold-starts -1", "--cold-starts"),
         ("m.onnx --batch 0", "--batch"),
         ("m.onnx --batch 1,x", "--batch"),
         ("m.onnx --threads -1", "--threads"),
@@ -197,7 +220,7 @@ def test_bad_input_exits_with_3_and_one_sentence(
         ((1.004, 1.002, 1.006), "b is 1.004x slower than a (95 % interval 1.002 to 1.006)"),
         (
             (1.0, 0.95, 1.05),
-            "no difference shown between b and a (95 % interval of the speed-up 0.95 to 1.05)",
+            "no difference shown: b ran 0.95 to 1.05 times as fast as a (95 % interval)",
         ),
         ((1.02, 1.001, 1.04), "b is 1.020x slower than a (95 % interval 1.001 to 1.040)"),
     ],
@@ -224,6 +247,8 @@ def test_sizes_have_three_digits(count: int, text: str) -> None:
 def test_what_the_command_line_repeats_agrees_with_the_library() -> None:
     assert tuple(FORMATS) == SUFFIXES
     assert set(LEVELS) == set(KNOWN_LEVELS)
+    assert tuple(Kind) == SCENARIOS
+    assert tuple(Compare) == COMPARE
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -20,14 +20,14 @@ import onnx
 import pytest
 from benchmark_models import FAILS_TO_RUN, RELU, children, running, write
 
-from bnfold.benchmarking import BenchmarkOptions, BenchmarkResult, benchmark
+from bnfold.benchmarking import BenchmarkOptions, BenchmarkResult, Kind, Scenario, benchmark
 from bnfold.benchmarking.options import Setting
 from bnfold.benchmarking.process import Worker, thread_states
 from bnfold.benchmarking.report import FORMATS, as_csv, as_json, as_markdown, write_report
 from bnfold.benchmarking.statistics import Verdict
 from bnfold.errors import BnfoldError, InputError, ModelError, OutputError, ProviderError, WorkerError
 
-SHORT = BenchmarkOptions(seconds=0.1, launches=2, threads=(1,))
+SHORT = BenchmarkOptions(seconds=0.1, launches=2, cold_starts=0, threads=(1,))
 
 #: Long enough to be broken meanwhile.
 LONG = ["--time", "60", "--threads", "1"]
@@ -38,36 +38,40 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> BenchmarkResult:
     folder = tmp_path_factory.mktemp("models")
     first = write(folder / "first.onnx")
     copy = write(folder / "copy.onnx")
-    options = BenchmarkOptions(seconds=0.1, launches=2, threads=(1,), batches=(1, 8), seed=7)
+    options = BenchmarkOptions(seconds=0.1, launches=2, cold_starts=3, threads=(1,), batches=(1, 8), seed=7)
     return benchmark([first, copy], options)
 
 
 def test_every_combination_compares_every_model_with_the_first(result: BenchmarkResult) -> None:
-    assert [cell.setting for cell in result.settings] == [
+    assert [group.candidates[0].candidate.setting for group in result.groups] == [
         Setting("cpu", 1, 1, "all"),
         Setting("cpu", 8, 1, "all"),
     ]
-    for cell in result.settings:
-        first, copy = cell.candidates
+    for group in result.groups:
+        first, copy = group.candidates
         assert (first.label, copy.label) == ("first.onnx", "copy.onnx")
         assert first.comparison is None
         assert copy.comparison is not None
-        assert [feed.shape for feed in cell.feeds] == [(cell.setting.batch, 3, 4)]
+        assert [feed.shape for feed in group.group.feeds] == [(first.candidate.setting.batch, 3, 4)]
 
 
 def test_figures_are_there_and_make_sense(result: BenchmarkResult) -> None:
-    for cell in result.settings:
-        assert cell.launches == 2
-        for candidate in cell.candidates:
+    for group in result.groups:
+        assert group.launches == 2
+        for candidate in group.candidates:
             median = candidate.latency[50.0]
             assert median is not None
             assert 0 < median.low <= median.estimate <= median.high < 1
-            assert candidate.throughput == pytest.approx((cell.setting.batch or 1) / candidate.mean_s)
+            assert candidate.throughput == pytest.approx(group.group.batch / candidate.mean_s)
+            assert candidate.utilisation is None
             assert 0 < candidate.creation.least <= candidate.creation.median <= candidate.creation.greatest
             assert candidate.first_run.median > 0
-            assert 10e6 < candidate.peak_bytes < 1e9
-            assert candidate.group > 1  # one Relu is far shorter than a sample
-            assert candidate.samples == sum(len(block) for record in candidate.records for block in record.blocks)
+            assert candidate.creation.count == 3  # two launches and one cold start
+            assert 10e6 < candidate.idle_bytes < candidate.peak_bytes < 1e9
+            assert candidate.runs_per_sample > 1  # one Relu is far shorter than a sample
+            assert candidate.latency[90.0] is None  # nothing is known of single runs but their averages
+            assert candidate.samples == sum(len(block) for record in candidate.records for block in record.rounds)
+            assert [record.rounds for record in candidate.cold_records] == [()]
     first = result.subjects[0]
     assert first.size == first.path.stat().st_size
     assert first.nodes == 1
@@ -75,10 +79,10 @@ def test_figures_are_there_and_make_sense(result: BenchmarkResult) -> None:
 
 
 def test_the_control_runs_in_every_launch_round_by_round(result: BenchmarkResult) -> None:
-    for cell in result.settings:
-        assert cell.control is not None
-        for control, first in zip(cell.control_records, cell.candidates[0].records, strict=True):
-            assert len(control.blocks) == len(first.blocks) >= 2
+    for group in result.groups:
+        assert group.control is not None
+        for control, first in zip(group.control_records, group.candidates[0].records, strict=True):
+            assert len(control.rounds) == len(first.rounds) >= 2
 
 
 def test_the_context_names_the_machine_and_the_versions(result: BenchmarkResult) -> None:
@@ -91,15 +95,17 @@ def test_the_context_names_the_machine_and_the_versions(result: BenchmarkResult)
 
 def test_json_holds_every_sample_only_where_asked(result: BenchmarkResult) -> None:
     document = json.loads(as_json(result))
-    for cell, recorded in zip(document["settings"], result.settings, strict=True):
-        for candidate, record in zip(cell["candidates"], recorded.candidates, strict=True):
+    for group, recorded in zip(document["groups"], result.groups, strict=True):
+        assert [len(group[key]) for key in ("control_launches", "control_cold_starts")] == [2, 1]
+        for candidate, record in zip(group["candidates"], recorded.candidates, strict=True):
+            assert len(candidate["cold_starts"]) == 1
             rounds = [block for launch in candidate["launches"] for block in launch["rounds_ns"]]
             assert sum(map(len, rounds)) == candidate["samples"] == record.samples
             assert all(isinstance(sample, int) and sample > 0 for block in rounds for sample in block)
     assert document["options"]["seed"] == 7
     assert document["models"][0]["sha256"] == result.subjects[0].sha256
     summary = result.to_json()
-    assert "launches" not in summary["settings"][0]["candidates"][0]
+    assert "launches" not in summary["groups"][0]["candidates"][0]
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
 
 
@@ -118,10 +124,10 @@ def test_csv_has_a_line_for_each_model_in_each_setting(result: BenchmarkResult) 
 
 def test_markdown_answers_before_it_shows_tables(result: BenchmarkResult) -> None:
     text = as_markdown(result)
-    assert text.index("copy.onnx") < text.index("| model |")
+    assert text.index("copy.onnx") < text.index("| candidate |")
     for line in text.splitlines():
         if line.startswith("|"):
-            assert line.count("|") in {7, 9}
+            assert line.count("|") == 8
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -137,9 +143,9 @@ def test_a_report_of_an_unknown_format_is_refused(result: BenchmarkResult, tmp_p
 
 def test_one_model_is_measured_without_comparison_or_control(tmp_path: Path) -> None:
     found = benchmark([write(tmp_path / "only.onnx")], SHORT)
-    (cell,) = found.settings
-    assert cell.control is None
-    assert cell.candidates[0].comparison is None
+    (group,) = found.groups
+    assert group.control is None
+    assert group.candidates[0].comparison is None
     assert found.sentences() == ()
 
 
@@ -194,18 +200,22 @@ def test_no_model_is_refused() -> None:
         (lambda: BenchmarkOptions(seconds=float("nan")), InputError),
         (lambda: BenchmarkOptions(launches=1), InputError),
         (lambda: BenchmarkOptions(seed=-1), InputError),
+        (lambda: BenchmarkOptions(cold_starts=-1), InputError),
+        (lambda: BenchmarkOptions(spinnings=()), InputError),
+        (lambda: BenchmarkOptions(cuda_graphs=(True,), bindings=(True,)), InputError),
+        (lambda: BenchmarkOptions(cuda_graphs=(True,), providers=("cuda",)), InputError),
+        (lambda: Scenario(Kind.POISSON), InputError),
+        (lambda: Scenario(Kind.POISSON, rate=0), InputError),
+        (lambda: Scenario(Kind.POISSON, rate=float("inf")), InputError),
+        (lambda: Scenario(Kind.OFFLINE, rate=1), InputError),
+        (lambda: Scenario(Kind.OFFLINE, streams=0), InputError),
+        (lambda: Scenario(streams=2), InputError),
         (lambda: BenchmarkOptions(input_shapes={"x": (-1,)}), InputError),
     ],
 )
-def test_options_out_of_range_are_refused(make: Callable[[], BenchmarkOptions], kind: type[BnfoldError]) -> None:
+def test_options_out_of_range_are_refused(make: Callable[[], object], kind: type[BnfoldError]) -> None:
     with pytest.raises(kind):
         make()
-
-
-def test_the_matrix_is_every_combination_once() -> None:
-    options = BenchmarkOptions(batches=(1, 8, 1), threads=(1, 2), levels=("all", "disable"))
-    settings = options.settings()
-    assert len(settings) == len(set(settings)) == 8
 
 
 def test_a_provider_that_is_not_there_is_an_error_not_a_fall_back(tmp_path: Path) -> None:
@@ -273,6 +283,7 @@ def test_threads_of_a_resting_worker_do_not_spin(tmp_path: Path) -> None:
         "do": "open",
         "model": str(model),
         "session": {"threads": 2, "spinning": True},
+        "binding": False,
         "feeds": [["x", "float32", [1, 300, 400]]],
         "seed": 0,
     }
@@ -280,7 +291,7 @@ def test_threads_of_a_resting_worker_do_not_spin(tmp_path: Path) -> None:
         worker.answer("starting")
         worker.ask("opening", request)
         for _ in range(5):
-            worker.ask("running", {"do": "run", "group": 1, "samples": 20, "lead_in_ns": 0})
+            worker.ask("running", {"do": "run", "kind": "single-stream", "runs": 1, "samples": 20, "lead_in_ns": 0})
             worker.rest()
             assert set(thread_states(worker.pid)) == {"T"}
 

@@ -5,6 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from bnfold.benchmarking.scenario import Kind, Scenario
 from bnfold.benchmarking.schedule import (
     BLOCK_NS,
     MINIMUM_SAMPLE_NS,
@@ -45,24 +46,39 @@ def test_every_candidate_goes_first_about_equally_often() -> None:
     assert np.bincount(first).min() > 900
 
 
-def test_short_runs_are_grouped_until_a_sample_is_long_enough() -> None:
-    fast, slow = plan_blocks([2_000, 50_000], tick_ns=40)
-    assert fast.group == slow.group
-    assert fast.group * 2_000 >= MINIMUM_SAMPLE_NS
-    assert fast.samples * fast.group * 2_000 == pytest.approx(BLOCK_NS, rel=0.05)
-    assert slow.samples * slow.group * 50_000 == pytest.approx(BLOCK_NS, rel=0.2)
+SINGLE = Scenario()
+
+
+def test_short_runs_are_timed_together_until_a_sample_is_long_enough() -> None:
+    fast, slow = plan_blocks([2_000, 50_000], [SINGLE, SINGLE], tick_ns=40)
+    assert fast.runs == slow.runs
+    assert fast.runs * 2_000 >= MINIMUM_SAMPLE_NS
+    assert fast.samples * fast.runs * 2_000 == pytest.approx(BLOCK_NS, rel=0.05)
+    assert slow.samples * slow.runs * 50_000 == pytest.approx(BLOCK_NS, rel=0.2)
 
 
 def test_a_coarse_clock_makes_longer_samples() -> None:
-    (plan,) = plan_blocks([100_000], tick_ns=10_000)
-    assert plan.group * 100_000 >= 1000 * 10_000
+    (plan,) = plan_blocks([100_000], [SINGLE], tick_ns=10_000)
+    assert plan.runs * 100_000 >= 200 * 10_000
 
 
 @pytest.mark.parametrize("latency", [1e5, 1e6, 1e9, 1e11])
-def test_long_runs_are_not_grouped_and_every_block_has_a_sample(latency: float) -> None:
-    (plan,) = plan_blocks([latency], tick_ns=40)
-    assert plan.group == 1
+def test_long_runs_are_timed_one_by_one_and_every_block_has_a_sample(latency: float) -> None:
+    (plan,) = plan_blocks([latency], [SINGLE], tick_ns=40)
+    assert plan.runs == 1
     assert plan.samples >= 1
+
+
+@pytest.mark.parametrize(("latency", "streams", "runs"), [(1e4, 2, 5000), (1e6, 1, 50), (1e9, 4, 32)])
+def test_an_offline_queue_is_long_enough_for_its_streams(latency: float, streams: int, runs: int) -> None:
+    (plan,) = plan_blocks([latency], [Scenario(Kind.OFFLINE, streams=streams)], tick_ns=40)
+    assert (plan.runs, plan.samples) == (runs, 1)
+
+
+@pytest.mark.parametrize(("rate", "arrivals", "lead_in"), [(1000, 250, 63), (100, 25, 7), (0.5, 10, 3)])
+def test_poisson_arrivals_are_many_enough_and_the_first_do_not_count(rate: float, arrivals: int, lead_in: int) -> None:
+    (plan,) = plan_blocks([1e6], [Scenario(Kind.POISSON, rate=rate)], tick_ns=40)
+    assert (plan.runs, plan.samples, plan.lead_in) == (1, arrivals, lead_in)
 
 
 @pytest.mark.parametrize(

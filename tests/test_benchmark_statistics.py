@@ -13,6 +13,7 @@ from bnfold.benchmarking.statistics import (
     Interval,
     Verdict,
     compare,
+    median_interval,
     percentiles,
     student_t,
 )
@@ -210,3 +211,20 @@ def test_a_median_s_interval_covers_the_true_median() -> None:
 )
 def test_student_s_t_is_that_of_the_tables(freedom: int, expected: float) -> None:
     assert student_t(freedom) == pytest.approx(expected, rel=2e-3)
+
+
+@pytest.mark.parametrize(("count", "ranks"), [(5, None), (6, (0, 5)), (9, (1, 7)), (10, (1, 8)), (20, (5, 14))])
+def test_the_interval_of_a_median_lies_between_the_tabled_order_statistics(
+    count: int, ranks: tuple[int, int] | None
+) -> None:
+    values = [float(value) for value in np.random.default_rng(count).permutation(count)]
+    found = median_interval(values)
+    assert (None if found is None else (found.low, found.high)) == ranks
+    if found is not None:
+        assert found.estimate == np.median(values)
+
+
+def test_the_interval_of_a_median_covers_it_whatever_the_distribution() -> None:
+    generator = np.random.default_rng(1)
+    found = [median_interval(generator.exponential(1.0, 10).tolist()) for _ in range(1000)]
+    assert sum(i is not None and i.low <= np.log(2) <= i.high for i in found) >= 950

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
+from bnfold.benchmarking.candidates import Candidate, Group
 from bnfold.benchmarking.context import Context
-from bnfold.benchmarking.launches import Job, LaunchRecord, ProcessRecord
+from bnfold.benchmarking.launches import LaunchRecord, ProcessRecord
 from bnfold.benchmarking.options import BenchmarkOptions
-from bnfold.benchmarking.results import CandidateResult, SettingResult, Spread
-from bnfold.benchmarking.statistics import Comparison, Floats, compare, percentiles
+from bnfold.benchmarking.results import CandidateResult, GroupResult, Spread
+from bnfold.benchmarking.scenario import Kind
+from bnfold.benchmarking.statistics import Comparison, Floats, compare, median_interval, percentiles
 
 #: Which percentiles of the latency are told.
 PERCENTS = (50.0, 90.0, 99.0, 99.9)
@@ -22,95 +25,108 @@ _WIDE = 0.05
 #: Others may keep so many cores busy before the machine is called busy.
 _BUSY_CORES = 0.15
 
+#: A server that answers for so large a share of the time falls behind.
+_OVERLOAD = 0.95
 
-def conclude(job: Job, launches: Sequence[LaunchRecord], models: int, options: BenchmarkOptions) -> SettingResult:
-    """Draw the conclusions of one setting.
+#: The machine is short of memory where the processes of a launch need more than this share of what was free.
+_SHORT_OF_MEMORY = 0.9
+
+Records = tuple[ProcessRecord, ...]
+
+
+def conclude(
+    group: Group, launches: Sequence[LaunchRecord], colds: Sequence[LaunchRecord], options: BenchmarkOptions
+) -> GroupResult:
+    """Draw the conclusions of one group.
 
     Args:
-        job: what was launched; its candidates are the models, then the control if there was one.
+        group: what was measured.
         launches: at least two.
-        models: how many of the candidates are models.
+        colds: cold starts beside them.
         options: of the benchmark.
     """
-    processes = [tuple(record.processes[index] for record in launches) for index in range(len(job.candidates))]
-    control = processes[models] if len(processes) > models else ()
+    warm = [tuple(record.processes[index] for record in launches) for index in range(len(group.processes))]
+    cold = [tuple(record.processes[index] for record in colds) for index in range(len(group.processes))]
+    has_control = group.has_control
     candidates = tuple(
-        _candidate(job, processes[index], processes[0] if index else None, control or None, index, options)
-        for index in range(models)
+        CandidateResult(
+            candidate=candidate,
+            comparison=_compared(warm, index, has_control, round_medians),
+            creation_comparison=_compared(
+                [w + c for w, c in zip(warm, cold, strict=True)], index, has_control, _creations
+            ),
+            records=warm[index],
+            cold_records=cold[index],
+            **_figures(group, candidate, warm[index], cold[index], options.seed),
+        )
+        for index, candidate in enumerate(group.candidates)
     )
     against_itself = None
-    if control:
-        against_itself = compare(round_medians(control), round_medians(processes[0]), None).latency_ratio
-    return SettingResult(
-        setting=job.setting,
-        feeds=job.feeds,
+    if has_control:
+        against_itself = compare(round_medians(warm[-1]), round_medians(warm[0]), None).latency_ratio
+    return GroupResult(
+        group=group,
         candidates=candidates,
         control=against_itself,
-        control_records=control,
+        control_records=warm[-1] if has_control else (),
+        control_cold_records=cold[-1] if has_control else (),
         launches=len(launches),
-        seconds=sum(record.seconds for record in launches),
-        pause_s=sum(record.pause_s for record in launches),
-        warnings=tuple(_warnings(candidates, len(launches), options, models)),
+        seconds=sum(record.seconds for record in (*launches, *colds)),
+        pause_s=sum(record.pause_s for record in (*launches, *colds)),
+        warnings=tuple(_warnings(candidates, len(launches), options)),
     )
 
 
-def _candidate(
-    job: Job,
-    records: tuple[ProcessRecord, ...],
-    baseline: tuple[ProcessRecord, ...] | None,
-    control: tuple[ProcessRecord, ...] | None,
-    index: int,
-    options: BenchmarkOptions,
-) -> CandidateResult:
-    blocks = [[np.asarray(block, dtype=np.float64) / 1e9 for block in record.blocks] for record in records]
-    samples = np.concatenate([block for launch in blocks for block in launch])
-    batch = _batch(job)
-    comparison = creation = None
-    if baseline is not None:
-        comparison = compare(
-            round_medians(records), round_medians(baseline), None if control is None else round_medians(control)
-        )
-        creation = compare(_creations(records), _creations(baseline), None if control is None else _creations(control))
-    return CandidateResult(
-        label=job.candidates[index].label,
-        latency=dict(zip(PERCENTS, percentiles(blocks, PERCENTS, options.seed), strict=True)),
-        mean_s=float(samples.mean()),
-        throughput=batch / float(samples.mean()),
-        samples=len(samples),
-        group=max(record.group for record in records),
-        creation=_spread([record.creation_s for record in records]),
-        first_run=_spread([record.first_run_s for record in records]),
-        peak_bytes=int(np.median([record.peak_bytes for record in records])),
-        comparison=comparison,
-        creation_comparison=creation,
-        records=records,
-    )
+def _compared(
+    processes: Sequence[Records], index: int, has_control: bool, values: Callable[[Records], list[Floats]]
+) -> Comparison | None:
+    """One candidate against the first and its control; None for the first itself."""
+    if index == 0:
+        return None
+    control = values(processes[-1]) if has_control else None
+    return compare(values(processes[index]), values(processes[0]), control)
 
 
-def _batch(job: Job) -> int:
-    """How many items one run infers: the first dimension, where all inputs agree on it, else 1."""
-    sizes = {feed.shape[0] for feed in job.feeds if feed.shape}
-    return sizes.pop() if len(sizes) == 1 else 1
+def _figures(group: Group, candidate: Candidate, warm: Records, cold: Records, seed: int) -> dict[str, Any]:
+    rounds = [[np.asarray(block, dtype=np.float64) / 1e9 for block in record.rounds] for record in warm]
+    samples = np.concatenate([block for launch in rounds for block in launch])
+    runs = max(record.runs_per_sample for record in warm)
+    # Of averages only the median says something about single runs.
+    percents = PERCENTS if runs == 1 else PERCENTS[:1]
+    told = dict(zip(percents, percentiles(rounds, percents, seed), strict=True))
+    mean = float(samples.mean())
+    busy, span = sum(record.busy_s for record in warm), sum(record.span_s for record in warm)
+    is_poisson = candidate.setting.scenario.kind is Kind.POISSON
+    return {
+        "latency": {percent: told.get(percent) for percent in PERCENTS},
+        "mean_s": mean,
+        "throughput": None if is_poisson else group.batch / mean,
+        "utilisation": busy / span if is_poisson else None,
+        "samples": len(samples),
+        "runs_per_sample": runs,
+        "creation": _spread([record.creation_s for record in warm + cold]),
+        "first_run": _spread([record.first_run_s for record in warm + cold]),
+        "peak_bytes": int(np.median([record.peak_bytes for record in warm])),
+        "idle_bytes": int(np.median([record.idle_bytes for record in warm])),
+    }
 
 
 def round_medians(records: Sequence[ProcessRecord]) -> list[Floats]:
     """The median of each round's block, by launch."""
-    return [np.maximum([np.median(block) for block in record.blocks], 1.0).astype(np.float64) for record in records]
+    return [np.maximum([np.median(block) for block in record.rounds], 1.0).astype(np.float64) for record in records]
 
 
 def _creations(records: Sequence[ProcessRecord]) -> list[Floats]:
-    """The creation time of each launch, as if it were a launch of one round."""
+    """The creation time of each start, as if it were a launch of one round."""
     return [np.array([record.creation_s]) for record in records]
 
 
 def _spread(values: Sequence[float]) -> Spread:
-    return Spread(float(np.median(values)), min(values), max(values))
+    return Spread(float(np.median(values)), min(values), max(values), len(values), median_interval(values))
 
 
-def _warnings(
-    candidates: Sequence[CandidateResult], launches: int, options: BenchmarkOptions, models: int
-) -> Iterator[str]:
-    budget = options.seconds_for(models)
+def _warnings(candidates: Sequence[CandidateResult], launches: int, options: BenchmarkOptions) -> Iterator[str]:
+    budget = options.seconds_for(len(candidates))
     if launches < options.launches:
         yield (
             f"only {launches} of {options.launches} launches fit into {budget:g} s, so the intervals are "
@@ -123,6 +139,11 @@ def _warnings(
                 f"{candidate.label} had not reached a steady latency after its warm-up in "
                 f"{judged.count(False)} of {len(judged)} launches; give more --time, which also "
                 "lengthens the warm-up"
+            )
+        if candidate.utilisation is not None and candidate.utilisation > _OVERLOAD:
+            yield (
+                f"{candidate.label} was busy for {100 * candidate.utilisation:.0f} % of the time and its queue grew, "
+                f"so that its latency depends on how long one measures; give a lower --rate"
             )
         if candidate.comparison is not None:
             reach = _reach(candidate.comparison)

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from itertools import product
 
+from bnfold.benchmarking.scenario import SINGLE_STREAM, Scenario
 from bnfold.errors import OptionError
 from bnfold.session import LEVELS, SessionOptions, provider_name
 
-#: Seconds that each model of a comparison gets in each setting, unless ``seconds`` says otherwise.
-SECONDS_PER_MODEL = 5.0
+#: Seconds that each candidate of a comparison gets, unless ``seconds`` says otherwise.
+SECONDS_PER_CANDIDATE = 5.0
+
+
+class Compare(StrEnum):
+    """What is held against what."""
+
+    MODELS = "models"  # in each setting, every model against the first
+    SETTINGS = "settings"  # for each model and batch, every setting against the first
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One cell of the matrix: how every candidate runs in one comparison.
+    """One cell of the matrix: how a candidate runs.
 
     Attributes:
         provider: the execution provider, as :class:`bnfold.session.SessionOptions` takes it.
@@ -23,6 +32,10 @@ class Setting:
         threads: intra-op threads; 0 leaves the choice to ONNX Runtime.
         level: graph optimization level.
         spinning: whether idle worker threads of ONNX Runtime spin before they sleep.
+        binding: whether inputs and outputs lie bound in the provider's own memory, so that a run copies and
+            allocates none of them; without it a run takes and returns arrays of the host.
+        cuda_graph: whether the provider records its kernels once and replays them (CUDA, with ``binding``).
+        scenario: how requests arrive.
     """
 
     provider: str = "cpu"
@@ -30,22 +43,37 @@ class Setting:
     threads: int = 0
     level: str = "all"
     spinning: bool = True
+    binding: bool = False
+    cuda_graph: bool = False
+    scenario: Scenario = SINGLE_STREAM
 
     def session_options(self) -> SessionOptions:
         """The session that this setting asks for."""
-        return SessionOptions(provider=self.provider, level=self.level, threads=self.threads, spinning=self.spinning)
+        return SessionOptions(
+            provider=self.provider,
+            level=self.level,
+            threads=self.threads,
+            spinning=self.spinning,
+            provider_options={"enable_cuda_graph": "1"} if self.cuda_graph else {},
+        )
+
+    def words(self) -> dict[str, str]:
+        """Each attribute in a few words; empty where it is the default and need not be told."""
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads" if self.threads else ""
+        return {
+            "provider": self.provider,
+            "batch": "" if self.batch is None else f"batch {self.batch}",
+            "threads": threads,
+            "level": f"level {self.level}",
+            "spinning": "" if self.spinning else "no spinning",
+            "binding": "IO binding" if self.binding else "",
+            "cuda_graph": "CUDA graph" if self.cuda_graph else "",
+            "scenario": "" if self.scenario == SINGLE_STREAM else self.scenario.label(),
+        }
 
     def label(self) -> str:
         """The setting in a few words, for example ``cpu, batch 8, 2 threads, level all``."""
-        parts = [self.provider]
-        if self.batch is not None:
-            parts.append(f"batch {self.batch}")
-        if self.threads:
-            parts.append("1 thread" if self.threads == 1 else f"{self.threads} threads")
-        parts.append(f"level {self.level}")
-        if not self.spinning:
-            parts.append("no spinning")
-        return ", ".join(parts)
+        return ", ".join(word for word in self.words().values() if word)
 
     def to_json(self) -> dict[str, object]:
         """The setting as plain data."""
@@ -55,30 +83,65 @@ class Setting:
             "threads": self.threads,
             "level": self.level,
             "spinning": self.spinning,
+            "io_binding": self.binding,
+            "cuda_graph": self.cuda_graph,
+            "scenario": self.scenario.to_json(),
         }
+
+
+#: What an attribute is called where one setting has its default and another has not.
+_DEFAULT_WORDS: Mapping[str, str] = {
+    "batch": "the model's batch",
+    "threads": "threads of ONNX Runtime's choice",
+    "spinning": "spinning",
+    "binding": "no IO binding",
+    "cuda_graph": "no CUDA graph",
+    "scenario": "single stream",
+}
+
+
+def common_words(settings: tuple[Setting, ...]) -> str:
+    """What all settings have in common, in a few words."""
+    words = [setting.words() for setting in settings]
+    return ", ".join(word for key, word in words[0].items() if word and all(w[key] == word for w in words))
+
+
+def own_words(settings: tuple[Setting, ...]) -> tuple[str, ...]:
+    """For each setting, what tells it from the others in a few words; no two are equal."""
+    words = [setting.words() for setting in settings]
+    differing = [key for key in words[0] if len({w[key] for w in words}) > 1]
+    return tuple(" + ".join(w[key] or _DEFAULT_WORDS[key] for key in differing) or w["provider"] for w in words)
 
 
 @dataclass(frozen=True)
 class BenchmarkOptions:
-    """How to benchmark. Every combination of the four tuples is one setting, compared on its own.
+    """How to benchmark. Every combination of the tuples that makes sense is one setting.
 
     Attributes:
         providers: execution providers.
         batches: sizes of the dynamic first dimension; empty for the model's own, or 1 where it is dynamic.
         threads: intra-op threads; 0 leaves the choice to ONNX Runtime.
         levels: graph optimization levels, keys of :data:`bnfold.session.LEVELS`.
-        seconds: time to spend on each setting, start-up of the processes included; None for
-            :data:`SECONDS_PER_MODEL` for each model. A model too slow for it gets a few runs all the same.
-        launches: how many times fresh processes are started for each setting; at least 2, since one launch
+        spinnings: whether idle worker threads of ONNX Runtime spin before they sleep (its default).
+        bindings: whether inputs and outputs are bound in the provider's memory.
+        cuda_graphs: whether CUDA graphs are used; True counts only together with ``cuda`` and a binding.
+        scenarios: how requests arrive.
+        compare: models in each setting, or settings of each model; None for settings where there is one model and
+            more than one of them to compare, else models.
+        seconds: time to spend on each comparison, start-up of the processes included; None for
+            :data:`SECONDS_PER_CANDIDATE` for each candidate. One too slow for it gets a few runs all the same.
+        launches: how many times fresh processes are started for each comparison; at least 2, since one launch
             cannot tell a difference between models from a difference between memory layouts.
-        seed: of the inputs, the order of the runs and the percentiles' intervals.
+        cold_starts: how many sessions each candidate creates in fresh processes, those of the launches included;
+            those beyond them take up to half of ``seconds`` on top of it.
+        seed: of the inputs, the order of the runs, the arrivals and the percentiles' intervals.
         input_shapes: the shape to use for an input, by name, where the model leaves dimensions open.
-        spinning: whether idle worker threads of ONNX Runtime spin before they sleep (its default).
-        control: run the first model in a second process as well; what those two differ by is noise, and no
+        control: run the first candidate in a second process as well; what those two differ by is noise, and no
             difference below it is reported.
+        profile: whether to tell what time each op and each fold took, by ONNX Runtime's own profile.
 
     Raises:
-        InputError: a value is out of its range.
+        OptionError: a value is out of its range.
         ProviderError: a provider's name is unknown.
     """
 
@@ -86,16 +149,23 @@ class BenchmarkOptions:
     batches: tuple[int, ...] = ()
     threads: tuple[int, ...] = (0,)
     levels: tuple[str, ...] = ("all",)
+    spinnings: tuple[bool, ...] = (True,)
+    bindings: tuple[bool, ...] = (False,)
+    cuda_graphs: tuple[bool, ...] = (False,)
+    scenarios: tuple[Scenario, ...] = (SINGLE_STREAM,)
+    compare: Compare | None = None
     seconds: float | None = None
     launches: int = 5
+    cold_starts: int = 10
     seed: int = 0
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    spinning: bool = True
     control: bool = True
+    profile: bool = False
 
     def __post_init__(self) -> None:
-        if not (self.providers and self.threads and self.levels):
-            raise OptionError("a benchmark needs at least one provider, one thread count and one level")
+        for name in ("providers", "threads", "levels", "spinnings", "bindings", "cuda_graphs", "scenarios"):
+            if not getattr(self, name):
+                raise OptionError(f"a benchmark needs at least one value in {name}")
         for provider in self.providers:
             provider_name(provider)
         for level in self.levels:
@@ -109,23 +179,33 @@ class BenchmarkOptions:
             raise OptionError("the time of a benchmark is a positive number of seconds")
         if self.launches < 2:
             raise OptionError("a benchmark needs at least 2 launches, to see how much launches differ")
+        if self.cold_starts < 0:
+            raise OptionError("a number of cold starts is at least 0")
         if self.seed < 0:
             raise OptionError("a seed is at least 0")
         if any(size < 0 for shape in self.input_shapes.values() for size in shape):
             raise OptionError("the sizes of an input shape are at least 0")
+        if not self.settings():
+            raise OptionError("CUDA graphs need the provider cuda and IO binding; ask for those as well")
 
     def settings(self) -> tuple[Setting, ...]:
-        """Every combination, each once, in the order given."""
-        cells = product(self.providers, self.batches or (None,), self.threads, self.levels)
-        return tuple(
-            dict.fromkeys(
-                Setting(provider, batch, threads, level, self.spinning) for provider, batch, threads, level in cells
-            )
+        """Every combination that makes sense, each once, in the order given."""
+        cells = product(
+            self.providers,
+            self.batches or (None,),
+            self.threads,
+            self.levels,
+            self.spinnings,
+            self.bindings,
+            self.cuda_graphs,
+            self.scenarios,
         )
+        settings = (Setting(*cell) for cell in cells)
+        return tuple(dict.fromkeys(setting for setting in settings if _makes_sense(setting)))
 
-    def seconds_for(self, models: int) -> float:
-        """The time that one setting gets, in seconds, when ``models`` models are compared."""
-        return SECONDS_PER_MODEL * models if self.seconds is None else self.seconds
+    def seconds_for(self, candidates: int) -> float:
+        """The time that one comparison of so many candidates gets, in seconds."""
+        return SECONDS_PER_CANDIDATE * candidates if self.seconds is None else self.seconds
 
     def to_json(self) -> dict[str, object]:
         """The options as plain data."""
@@ -134,10 +214,21 @@ class BenchmarkOptions:
             "batches": list(self.batches),
             "threads": list(self.threads),
             "levels": list(self.levels),
+            "spinning": list(self.spinnings),
+            "io_binding": list(self.bindings),
+            "cuda_graph": list(self.cuda_graphs),
+            "scenarios": [scenario.to_json() for scenario in self.scenarios],
+            "compare": None if self.compare is None else self.compare.value,
             "seconds": self.seconds,
             "launches": self.launches,
+            "cold_starts": self.cold_starts,
             "seed": self.seed,
             "input_shapes": {name: list(shape) for name, shape in self.input_shapes.items()},
-            "spinning": self.spinning,
             "control": self.control,
+            "profile": self.profile,
         }
+
+
+def _makes_sense(setting: Setting) -> bool:
+    """CUDA graphs exist on CUDA only, and replay from fixed addresses."""
+    return not setting.cuda_graph or (provider_name(setting.provider) == provider_name("cuda") and setting.binding)

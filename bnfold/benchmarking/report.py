@@ -8,7 +8,8 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from bnfold.benchmarking.results import BenchmarkResult, CandidateResult, SettingResult
+from bnfold.benchmarking.results import BenchmarkResult, CandidateResult, GroupResult, Spread
+from bnfold.benchmarking.scenario import Kind
 from bnfold.benchmarking.statistics import Interval, Verdict
 from bnfold.errors import OutputError
 from bnfold.files import StrPath, write_text
@@ -22,7 +23,7 @@ def as_json(result: BenchmarkResult) -> str:
 
 
 def as_csv(result: BenchmarkResult) -> str:
-    """One line for each model in each setting; times in seconds."""
+    """One line for each candidate of each group; times in seconds."""
     rows = list(_csv_rows(result))
     stream = io.StringIO()
     writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
@@ -32,32 +33,50 @@ def as_csv(result: BenchmarkResult) -> str:
 
 
 def _csv_rows(result: BenchmarkResult) -> Iterator[Row]:
-    for cell in result.settings:
-        for subject, candidate in zip(result.subjects, cell.candidates, strict=True):
+    for group in result.groups:
+        for candidate in group.candidates:
+            setting, subject = candidate.candidate.setting, candidate.candidate.subject
             comparison = candidate.comparison
-            speedup = None if comparison is None else comparison.speedup
             yield {
-                "model": candidate.label,
-                **cell.setting.to_json(),
-                **{f"p{percent:g}_s": _estimate(value) for percent, value in candidate.latency.items()},
+                "model": subject.label,
+                **setting.to_json(),
+                "scenario": setting.scenario.kind.value,
+                "streams": setting.scenario.streams,
+                "rate_per_s": "" if setting.scenario.rate is None else setting.scenario.rate,
+                **{
+                    f"p{percent:g}_s{end}": value
+                    for percent, interval in candidate.latency.items()
+                    for end, value in _ends(interval).items()
+                },
                 "mean_s": candidate.mean_s,
-                "throughput_per_s": candidate.throughput,
+                "throughput_per_s": "" if candidate.throughput is None else candidate.throughput,
+                "utilisation": "" if candidate.utilisation is None else candidate.utilisation,
                 "samples": candidate.samples,
-                "speedup": _estimate(speedup),
-                "speedup_low": "" if speedup is None else speedup.low,
-                "speedup_high": "" if speedup is None else speedup.high,
+                "baseline": "" if comparison is None else group.candidates[0].label,
+                **{
+                    f"speedup{end}": value
+                    for end, value in _ends(None if comparison is None else comparison.speedup).items()
+                },
                 "verdict": "" if comparison is None else comparison.verdict.value,
-                "session_creation_s": candidate.creation.median,
-                "first_run_s": candidate.first_run.median,
+                **{f"session_creation_s{end}": value for end, value in _spread_ends(candidate.creation).items()},
+                **{f"first_run_s{end}": value for end, value in _spread_ends(candidate.first_run).items()},
                 "peak_memory_bytes": candidate.peak_bytes,
+                "idle_memory_bytes": candidate.idle_bytes,
                 "size_bytes": subject.size,
                 "nodes": subject.nodes,
                 "sha256": subject.sha256,
             }
 
 
-def _estimate(interval: Interval | None) -> float | str:
-    return "" if interval is None else interval.estimate
+def _ends(interval: Interval | None) -> dict[str, float | str]:
+    """The columns of an interval, by what is appended to its name."""
+    if interval is None:
+        return {"": "", "_low": "", "_high": ""}
+    return {"": interval.estimate, "_low": interval.low, "_high": interval.high}
+
+
+def _spread_ends(spread: Spread) -> dict[str, float | str]:
+    return {**_ends(spread.interval), "": spread.median}
 
 
 def as_markdown(result: BenchmarkResult) -> str:
@@ -70,16 +89,16 @@ def _markdown(result: BenchmarkResult) -> Iterator[str]:
     yield ""
     for answer in result.sentences():
         yield f"- **{_escape(answer)}**"
-    for cell in result.settings:
+    for group in result.groups:
         yield ""
-        yield f"## {cell.setting.label()}"
+        yield f"## {_escape(group.group.title)}"
         yield ""
-        yield from _markdown_table(LATENCY_COLUMNS, latency_rows(cell))
+        yield from _markdown_table(latency_columns(group), latency_rows(group))
         yield ""
-        yield from _markdown_table(FIGURE_COLUMNS, figure_rows(result, cell))
-        if cell.control is not None:
+        yield from _markdown_table(FIGURE_COLUMNS, figure_rows(group))
+        for note in notes(group):
             yield ""
-            yield control_sentence(result, cell)
+            yield _escape(note)
     if result.all_warnings:
         yield ""
         yield from (f"- Warning: {_escape(warning)}." for warning in result.all_warnings)
@@ -97,16 +116,19 @@ def _escape(text: str) -> str:
     return text.replace("|", "\\|").replace("_", "\\_").replace("*", "\\*")
 
 
-#: The headings of :func:`latency_rows`.
-LATENCY_COLUMNS = ("model", "median", "p90", "p99", "speed-up (95 %)", "verdict")
-
 #: The headings of :func:`figure_rows`.
-FIGURE_COLUMNS = ("model", "infer/s", "session", "speed-up (95 %)", "first run", "peak memory", "file", "nodes")
+FIGURE_COLUMNS = ("candidate", "session", "speed-up (95 %)", "first run", "peak memory", "file", "nodes")
 
 
-def latency_rows(cell: SettingResult) -> list[tuple[str, ...]]:
+def latency_columns(group: GroupResult) -> tuple[str, ...]:
+    """The headings of :func:`latency_rows`."""
+    busy = group.candidates[0].candidate.setting.scenario.kind is Kind.POISSON
+    return ("candidate", "median", "p90", "p99", "busy" if busy else "infer/s", "speed-up (95 %)", "verdict")
+
+
+def latency_rows(group: GroupResult) -> list[tuple[str, ...]]:
     """The steady state of each candidate, as text."""
-    return [_latency_row(candidate) for candidate in cell.candidates]
+    return [_latency_row(candidate) for candidate in group.candidates]
 
 
 _SHORT = {
@@ -124,26 +146,57 @@ def _latency_row(candidate: CandidateResult) -> tuple[str, ...]:
         "–" if median is None else _with_reach(median),
         "–" if p90 is None else duration(p90.estimate),
         "–" if p99 is None else duration(p99.estimate),
+        _load(candidate),
         "–" if comparison is None else _speedup(comparison.speedup),
         "baseline" if comparison is None else _SHORT[comparison.verdict],
     )
 
 
-def figure_rows(result: BenchmarkResult, cell: SettingResult) -> list[tuple[str, ...]]:
+def _load(candidate: CandidateResult) -> str:
+    if candidate.throughput is not None:
+        return _rate(candidate.throughput)
+    return "–" if candidate.utilisation is None else f"{100 * candidate.utilisation:.0f} %"
+
+
+def figure_rows(group: GroupResult) -> list[tuple[str, ...]]:
     """What else there is to know of each candidate, as text."""
     return [
         (
             candidate.label,
-            _rate(candidate.throughput),
-            duration(candidate.creation.median),
+            _spread(candidate.creation),
             "–" if candidate.creation_comparison is None else _speedup(candidate.creation_comparison.speedup),
-            duration(candidate.first_run.median),
+            _spread(candidate.first_run),
             size(candidate.peak_bytes),
-            size(subject.size),
-            str(subject.nodes),
+            size(candidate.candidate.subject.size),
+            str(candidate.candidate.subject.nodes),
         )
-        for subject, candidate in zip(result.subjects, cell.candidates, strict=True)
+        for candidate in group.candidates
     ]
+
+
+def _spread(spread: Spread) -> str:
+    """The median of some starts, and how far its interval reaches."""
+    if spread.interval is None:
+        return duration(spread.median)
+    return _with_reach(spread.interval)
+
+
+def notes(group: GroupResult) -> Iterator[str]:
+    """Sentences that belong below the tables of a group."""
+    first = group.candidates[0]
+    if group.control is not None:
+        difference = 100 * abs(group.control.estimate - 1)
+        yield (
+            f"Control: two processes of {first.label} differed by {difference:.1f} % on average "
+            f"over {group.launches} launches."
+        )
+    if first.candidate.setting.scenario.kind is Kind.OFFLINE:
+        yield "Offline: the median is the time to empty a queue, divided by its length; single runs take longer."
+    elif first.candidate.setting.scenario.kind is Kind.POISSON:
+        yield "Poisson arrivals: the latency counts from the scheduled arrival, the wait for earlier ones included."
+    elif any(candidate.runs_per_sample > 1 for candidate in group.candidates):
+        runs = max(candidate.runs_per_sample for candidate in group.candidates)
+        yield f"Runs this short are timed {runs} at a time, of which only the median is told."
 
 
 def _rate(value: float) -> str:
@@ -151,24 +204,16 @@ def _rate(value: float) -> str:
 
 
 def _with_reach(interval: Interval) -> str:
-    return f"{duration(interval.estimate)} ±{100 * (interval.high / interval.estimate - 1):.1f} %"
+    if interval.high > 10 * interval.low:
+        return f"{duration(interval.estimate)} (too wide)"
+    reach = max(interval.high / interval.estimate, interval.estimate / interval.low) - 1
+    return f"{duration(interval.estimate)} ±{100 * reach:.{1 if reach < 0.095 else 0}f} %"
 
 
 def _speedup(interval: Interval) -> str:
     if interval.high > 10 * interval.low:
         return f"{interval.estimate:.2f}x (too wide)"
     return f"{interval.estimate:.2f}x ({interval.low:.2f}–{interval.high:.2f})"
-
-
-def control_sentence(result: BenchmarkResult, cell: SettingResult) -> str:
-    """How far two processes of the first model differed, or an empty text if there was one only."""
-    if cell.control is None:
-        return ""
-    difference = 100 * abs(cell.control.estimate - 1)
-    return (
-        f"Control: two processes of {result.subjects[0].label} differed by {difference:.1f} % on average "
-        f"over {cell.launches} launches."
-    )
 
 
 def context_sentence(result: BenchmarkResult) -> str:

@@ -6,77 +6,110 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bnfold.benchmarking.candidates import Candidate, Group
 from bnfold.benchmarking.context import Context
-from bnfold.benchmarking.inputs import Feed
 from bnfold.benchmarking.launches import ProcessRecord
-from bnfold.benchmarking.options import BenchmarkOptions, Setting
+from bnfold.benchmarking.options import BenchmarkOptions, Compare
 from bnfold.benchmarking.statistics import Comparison, Interval, Verdict
 from bnfold.benchmarking.subjects import Subject
 
 #: The version of the JSON document.
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure that each launch measures once: its median, least and greatest, in seconds."""
+    """A figure that each start measures once, in seconds.
+
+    Attributes:
+        median: of all starts.
+        least: of all starts.
+        greatest: of all starts.
+        count: how many starts there were.
+        interval: of the median; None for fewer than six starts.
+    """
 
     median: float
     least: float
     greatest: float
+    count: int
+    interval: Interval | None
 
-    def to_json(self) -> dict[str, float]:
+    def to_json(self) -> dict[str, Any]:
         """The spread as plain data."""
-        return {"median": self.median, "min": self.least, "max": self.greatest}
+        return {
+            "median": self.median,
+            "min": self.least,
+            "max": self.greatest,
+            "starts": self.count,
+            "interval": None if self.interval is None else self.interval.to_json(),
+        }
 
 
 @dataclass(frozen=True)
 class CandidateResult:
-    """One model in one setting.
+    """One candidate: a model in a setting.
 
     Attributes:
-        label: the model's.
-        latency: its percentiles in seconds, by percent (50, 90, 99, 99.9); None where there are too few
-            samples.
+        candidate: the model and the setting.
+        latency: its percentiles in seconds, by percent (50, 90, 99, 99.9); None where there are too few samples,
+            or where samples are averages of which only the median is told. In the offline scenario it is the time
+            to empty a queue divided by its length, in the Poisson scenario it counts from the scheduled arrival.
         mean_s: mean latency in seconds.
-        throughput: inferences (items of a batch) a second, one batch after the other.
+        throughput: inferences (items of a batch) a second; None in the Poisson scenario, where it is given.
+        utilisation: in the Poisson scenario, the share of the time spent answering; else None.
         samples: how many.
-        group: the most runs that one sample is an average over.
-        creation: of the session, in seconds, in a process that has only imported onnxruntime.
-        first_run: of the session's first run, in seconds.
+        runs_per_sample: the most runs that one sample is an average over.
+        creation: of the session, in a process that has only imported onnxruntime.
+        first_run: of the session's first run.
         peak_bytes: the median over launches of the most memory that the process held, interpreter included.
-        comparison: of the latency with the first model's; None for the first.
-        creation_comparison: of the session's creation with the first model's; None for the first.
+        idle_bytes: the same before the session was created.
+        comparison: of the latency with the first candidate's; None for the first.
+        creation_comparison: of the session's creation with the first candidate's; None for the first.
         records: of its process in each launch.
+        cold_records: of its process in each cold start beside them.
     """
 
-    label: str
+    candidate: Candidate
     latency: Mapping[float, Interval | None]
     mean_s: float
-    throughput: float
+    throughput: float | None
+    utilisation: float | None
     samples: int
-    group: int
+    runs_per_sample: int
     creation: Spread
     first_run: Spread
     peak_bytes: int
+    idle_bytes: int
     comparison: Comparison | None
     creation_comparison: Comparison | None
     records: tuple[ProcessRecord, ...]
+    cold_records: tuple[ProcessRecord, ...]
+
+    @property
+    def label(self) -> str:
+        """What tells it from the others of its group."""
+        return self.candidate.label
 
     def to_json(self, *, samples: bool = False) -> dict[str, Any]:
         """The candidate as plain data, with every raw sample if asked."""
         document: dict[str, Any] = {
-            "model": self.label,
+            "label": self.label,
+            "model": self.candidate.subject.label,
+            "sha256": self.candidate.subject.sha256,
+            "setting": self.candidate.setting.to_json(),
             "latency_s": {
                 f"p{percent:g}": None if value is None else value.to_json() for percent, value in self.latency.items()
             },
             "mean_s": self.mean_s,
             "throughput_per_s": self.throughput,
+            "utilisation": self.utilisation,
             "samples": self.samples,
-            "runs_per_sample": self.group,
+            "runs_per_sample": self.runs_per_sample,
             "session_creation_s": self.creation.to_json(),
             "first_run_s": self.first_run.to_json(),
             "peak_memory_bytes": self.peak_bytes,
+            "idle_memory_bytes": self.idle_bytes,
             "comparison": None if self.comparison is None else self.comparison.to_json(),
             "session_creation_comparison": (
                 None if self.creation_comparison is None else self.creation_comparison.to_json()
@@ -84,6 +117,7 @@ class CandidateResult:
         }
         if samples:
             document["launches"] = [record_to_json(record) for record in self.records]
+            document["cold_starts"] = [record_to_json(record) for record in self.cold_records]
         return document
 
 
@@ -93,44 +127,49 @@ def record_to_json(record: ProcessRecord) -> dict[str, Any]:
         "session_creation_s": record.creation_s,
         "first_run_s": record.first_run_s,
         "steady": record.steady,
-        "runs_per_sample": record.group,
+        "runs_per_sample": record.runs_per_sample,
+        "idle_memory_bytes": record.idle_bytes,
         "peak_memory_bytes": record.peak_bytes,
-        "rounds_ns": [list(block) for block in record.blocks],
+        "busy_s": record.busy_s,
+        "span_s": record.span_s,
+        "rounds_ns": [list(block) for block in record.rounds],
     }
 
 
 @dataclass(frozen=True)
-class SettingResult:
-    """Every model in one setting.
+class GroupResult:
+    """Every candidate of a group.
 
     Attributes:
-        setting: how they ran.
-        feeds: the inputs that they took.
-        candidates: one for each model, in the order given.
-        control: the second process of the first model against its first, None if there was none; the true
+        group: who competed, with which inputs.
+        candidates: one for each candidate, in the order given.
+        control: the second process of the first candidate against its first, None if there was none; the true
             ratio is 1.
         control_records: of the control in each launch.
+        control_cold_records: of the control in each cold start.
         launches: how many there were.
-        seconds: how long they took.
+        seconds: how long they and the cold starts took.
         pause_s: how much of that went into waiting for threads to stop.
         warnings: what makes these figures less certain, and what to do.
     """
 
-    setting: Setting
-    feeds: tuple[Feed, ...]
+    group: Group
     candidates: tuple[CandidateResult, ...]
     control: Interval | None
     control_records: tuple[ProcessRecord, ...]
+    control_cold_records: tuple[ProcessRecord, ...]
     launches: int
     seconds: float
     pause_s: float
     warnings: tuple[str, ...]
 
     def to_json(self, *, samples: bool = False) -> dict[str, Any]:
-        """The setting as plain data, with every raw sample if asked."""
+        """The group as plain data, with every raw sample if asked."""
+        feeds = self.group.feeds
         document: dict[str, Any] = {
-            "setting": self.setting.to_json(),
-            "inputs": [{"name": feed.name, "dtype": feed.dtype, "shape": list(feed.shape)} for feed in self.feeds],
+            "title": self.group.title,
+            "compare": self.group.compare.value,
+            "inputs": [{"name": feed.name, "dtype": feed.dtype, "shape": list(feed.shape)} for feed in feeds],
             "candidates": [candidate.to_json(samples=samples) for candidate in self.candidates],
             "control_ratio": None if self.control is None else self.control.to_json(),
             "launches": self.launches,
@@ -140,6 +179,7 @@ class SettingResult:
         }
         if samples:
             document["control_launches"] = [record_to_json(record) for record in self.control_records]
+            document["control_cold_starts"] = [record_to_json(record) for record in self.control_cold_records]
         return document
 
 
@@ -148,39 +188,38 @@ class BenchmarkResult:
     """What a benchmark found.
 
     Attributes:
-        subjects: the models, in the order given; the first is the baseline.
+        subjects: the models, in the order given.
         options: how they were measured.
         context: where.
-        settings: one for each cell of the matrix.
-        warnings: what makes all figures less certain, and what to do; each setting has its own besides.
+        groups: candidates that were compared with each other.
+        warnings: what makes all figures less certain, and what to do; each group has its own besides.
     """
 
     subjects: tuple[Subject, ...]
     options: BenchmarkOptions
     context: Context
-    settings: tuple[SettingResult, ...]
+    groups: tuple[GroupResult, ...]
     warnings: tuple[str, ...]
 
     @property
     def all_warnings(self) -> tuple[str, ...]:
-        """Every warning; that of a setting is led by the setting's label where there are several."""
-        several = len(self.settings) > 1
+        """Every warning; that of a group is led by the group's title where there are several."""
         return self.warnings + tuple(
-            f"{cell.setting.label()}: {warning}" if several else warning
-            for cell in self.settings
-            for warning in cell.warnings
+            self._where(group) + warning for group in self.groups for warning in group.warnings
         )
 
     def sentences(self) -> tuple[str, ...]:
         """The answer in words: one sentence for each comparison."""
-        several = len(self.settings) > 1
         return tuple(
-            (f"{cell.setting.label()}: " if several else "")
-            + sentence(candidate.label, self.subjects[0].label, candidate.comparison)
-            for cell in self.settings
-            for candidate in cell.candidates
+            self._where(group) + sentence(*_subjects(group, candidate), candidate.comparison)
+            for group in self.groups
+            for candidate in group.candidates
             if candidate.comparison is not None
         )
+
+    def _where(self, group: GroupResult) -> str:
+        told = len(self.groups) > 1 or group.group.compare is Compare.SETTINGS
+        return f"{group.group.title}: " if told else ""
 
     def slower_than(self, percent: float) -> tuple[str, ...]:
         """A sentence for each comparison that shows a slowdown of more than ``percent``.
@@ -194,23 +233,13 @@ class BenchmarkResult:
         return self._slowdowns(percent, shown=False)
 
     def _slowdowns(self, percent: float, *, shown: bool) -> tuple[str, ...]:
-        limit = 1 + percent / 100
-        several = len(self.settings) > 1
-        found = []
-        for cell in self.settings:
-            for candidate in cell.candidates:
-                if candidate.comparison is None:
-                    continue
-                ratio = candidate.comparison.latency_ratio
-                if ratio.high <= limit or (ratio.low > limit) != shown:
-                    continue
-                where = f"{cell.setting.label()}: " if several else ""
-                verb = "is slower" if shown else "may be slower"
-                found.append(
-                    f"{where}{candidate.label} {verb} than {self.subjects[0].label} by more than "
-                    f"{percent:g} % (95 % interval {_percent(ratio.low)} to {_percent(ratio.high)})"
-                )
-        return tuple(found)
+        return tuple(
+            self._where(group) + slowdown(*_subjects(group, candidate), ratio, percent)
+            for group in self.groups
+            for candidate in group.candidates
+            if candidate.comparison is not None
+            and beyond(ratio := candidate.comparison.latency_ratio, percent) is shown
+        )
 
     def to_json(self, *, samples: bool = False) -> dict[str, Any]:
         """The result as plain data; times in seconds, except raw samples, which are whole ns a run.
@@ -224,9 +253,30 @@ class BenchmarkResult:
             "options": self.options.to_json(),
             "context": self.context.to_json(),
             "answers": list(self.sentences()),
-            "settings": [cell.to_json(samples=samples) for cell in self.settings],
+            "groups": [group.to_json(samples=samples) for group in self.groups],
             "warnings": list(self.warnings),
         }
+
+
+def _subjects(group: GroupResult, candidate: CandidateResult) -> tuple[str, str]:
+    """What a sentence calls the candidate and the first of its group."""
+    first = group.candidates[0].label
+    if group.group.compare is Compare.SETTINGS:
+        return f"with {candidate.label} it", f"with {first}"
+    return candidate.label, first
+
+
+def beyond(ratio: Interval, percent: float) -> bool | None:
+    """Whether a latency ratio shows a slowdown of more than ``percent``; None if it excludes one."""
+    limit = 1 + percent / 100
+    return None if ratio.high <= limit else ratio.low > limit
+
+
+def slowdown(label: str, baseline: str, ratio: Interval, percent: float) -> str:
+    """A slowdown beyond a limit, or one that cannot be excluded, in words."""
+    verb = "is slower" if beyond(ratio, percent) else "may be slower"
+    interval = f"95 % interval {_percent(ratio.low)} to {_percent(ratio.high)}"
+    return f"{label} {verb} than {baseline} by more than {percent:g} % ({interval})"
 
 
 def sentence(label: str, baseline: str, comparison: Comparison) -> str:
@@ -240,7 +290,7 @@ def sentence(label: str, baseline: str, comparison: Comparison) -> str:
             return f"{label} is {ratio}x slower than {baseline} (95 % interval {low} to {high})"
         case _:
             low, _, high = _digits(comparison.speedup)
-            return f"no difference shown between {label} and {baseline} (95 % interval of the speed-up {low} to {high})"
+            return f"no difference shown: {label} ran {low} to {high} times as fast as {baseline} (95 % interval)"
 
 
 def _digits(interval: Interval) -> tuple[str, str, str]:

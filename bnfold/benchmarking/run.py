@@ -6,45 +6,43 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bnfold.benchmarking import schedule
+from bnfold.benchmarking.candidates import Group, plan_groups
 from bnfold.benchmarking.conclusions import conclude, machine_warnings
 from bnfold.benchmarking.context import disturbance, load_average, read_context, read_cpu_time
-from bnfold.benchmarking.inputs import merge_specs, settle_shapes
-from bnfold.benchmarking.launches import Job, LaunchRecord, launch
+from bnfold.benchmarking.launches import LaunchRecord, cold_start, launch
 from bnfold.benchmarking.options import BenchmarkOptions
 from bnfold.benchmarking.results import BenchmarkResult
-from bnfold.benchmarking.subjects import Subject, load_subjects
+from bnfold.benchmarking.subjects import load_subjects
 from bnfold.errors import InputError
 from bnfold.files import StrPath
 from bnfold.progress import Progress, silent
 
+#: Cold starts beside those of the launches take at most so large a share of a group's time, on top of it.
+_COLD_SHARE = 0.5
+
 
 @dataclass
-class _Cell:
-    """A setting while it is being measured."""
+class _Course:
+    """A group while it is being measured."""
 
-    job: Job
+    group: Group
+    budget: float
     launches: list[LaunchRecord] = field(default_factory=list)
-
-    @property
-    def spent(self) -> float:
-        return sum(record.seconds for record in self.launches)
-
-    @property
-    def longest(self) -> float:
-        return max((record.seconds for record in self.launches), default=0.0)
+    colds: list[LaunchRecord] = field(default_factory=list)
 
 
 def benchmark(
     models: Sequence[StrPath], options: BenchmarkOptions | None = None, progress: Progress = silent
 ) -> BenchmarkResult:
-    """Compare the latency of models, each with that of the first.
+    """Compare the latency of candidates, each with that of the first in its group.
 
-    Every model runs in processes of its own; all settings get their first launch before any gets its second,
+    Every candidate runs in processes of its own; all groups get their first launch before any gets its second,
     so that a setting that cannot run fails early and a slow change of the machine does not fall on one of
     them.
 
     Args:
-        models: paths of ONNX files that take the same inputs; one alone is measured without comparison.
+        models: paths of ONNX files that take the same inputs; one alone in one setting is measured without
+            comparison.
         options: see :class:`BenchmarkOptions`.
         progress: called after every launch.
 
@@ -59,46 +57,52 @@ def benchmark(
     if not models:
         raise InputError("a benchmark needs at least one model")
     subjects = load_subjects(models)
-    cells = _plan(subjects, options)
+    courses = [_Course(group, options.seconds_for(len(group.candidates))) for group in plan_groups(subjects, options)]
     load, before = load_average(), read_cpu_time()
-    _measure(cells, options, len(subjects), progress)
+    _measure(courses, options, progress)
+    _start_cold(courses, options, progress)
     found = disturbance(before, read_cpu_time())
-    context = read_context(load, found, cells[0].launches[0].onnxruntime)
+    context = read_context(load, found, courses[0].launches[0].onnxruntime)
     return BenchmarkResult(
         subjects=subjects,
         options=options,
         context=context,
-        settings=tuple(conclude(cell.job, cell.launches, len(subjects), options) for cell in cells),
+        groups=tuple(conclude(course.group, course.launches, course.colds, options) for course in courses),
         warnings=machine_warnings(context, options),
     )
 
 
-def _plan(subjects: tuple[Subject, ...], options: BenchmarkOptions) -> list[_Cell]:
-    specs = merge_specs({subject.label: subject.inputs for subject in subjects})
-    control = subjects[:1] if options.control and len(subjects) > 1 else ()
-    return [
-        _Cell(
-            Job(
-                setting=setting,
-                candidates=subjects + control,
-                feeds=settle_shapes(specs, setting.batch, options.input_shapes),
-                input_seed=options.seed,
-            )
-        )
-        for setting in options.settings()
-    ]
-
-
-def _measure(cells: Sequence[_Cell], options: BenchmarkOptions, models: int, progress: Progress) -> None:
-    """Launch until every cell has its launches or has used up its time."""
-    budget = options.seconds_for(models)
-    total = len(cells) * options.launches
+def _measure(courses: Sequence[_Course], options: BenchmarkOptions, progress: Progress) -> None:
+    """Launch until every group has its launches or has used up its time."""
+    total = len(courses) * options.launches
     progress("launches", 0, total)
     for number in range(options.launches):
-        for index, cell in enumerate(cells):
-            done = len(cell.launches)
-            if schedule.another_launch(done, options.launches, cell.spent, cell.longest, budget):
+        for index, course in enumerate(courses):
+            done, spent, longest = len(course.launches), _spent(course.launches), _longest(course.launches)
+            if schedule.another_launch(done, options.launches, spent, longest, course.budget):
                 # What a launch took too long or left over is shared by those to come.
-                seconds = max(0.0, budget - cell.spent) / (options.launches - done)
-                cell.launches.append(launch(cell.job, seconds, (options.seed, index, number)))
-            progress("launches", number * len(cells) + index + 1, total)
+                seconds = max(0.0, course.budget - spent) / (options.launches - done)
+                course.launches.append(launch(course.group, seconds, (options.seed, index, number)))
+            progress("launches", number * len(courses) + index + 1, total)
+
+
+def _start_cold(courses: Sequence[_Course], options: BenchmarkOptions, progress: Progress) -> None:
+    """Start processes that only create their session and run it once, until there are enough or time is up."""
+    extra = max(0, options.cold_starts - options.launches)
+    total = len(courses) * extra
+    for number in range(extra):
+        for index, course in enumerate(courses):
+            spent = _spent(course.colds)
+            wanted = len(course.launches) + len(course.colds) < options.cold_starts
+            if wanted and spent + _longest(course.colds) <= _COLD_SHARE * course.budget:
+                seed = (options.seed, index, options.launches + number)
+                course.colds.append(cold_start(course.group, seed))
+            progress("cold starts", number * len(courses) + index + 1, total)
+
+
+def _spent(records: Sequence[LaunchRecord]) -> float:
+    return sum(record.seconds for record in records)
+
+
+def _longest(records: Sequence[LaunchRecord]) -> float:
+    return max((record.seconds for record in records), default=0.0)

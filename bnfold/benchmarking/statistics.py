@@ -199,3 +199,21 @@ def student_t(freedom: int, probability: float = (1 + _CONFIDENCE) / 2) -> float
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, probability))
+
+
+def median_interval(values: Sequence[float]) -> Interval | None:
+    """The median with its 95 % interval between two order statistics; None for fewer than six values.
+
+    With ``n`` values, fewer than ``k`` lie below the true median with probability ``P(Bin(n, 1/2) < k)``, whatever
+    they are distributed like; the interval runs from the ``k``-th smallest to the ``k``-th greatest for the
+    greatest ``k`` that leaves at most 2.5 % on each side. Five values are too few for any.
+    """
+    ordered = sorted(values)
+    count = len(ordered)
+    outside, rank = 0.5**count, 0
+    while outside <= (1 - _CONFIDENCE) / 2:
+        rank += 1
+        outside += math.comb(count, rank) * 0.5**count
+    if rank == 0:
+        return None
+    return Interval(float(np.median(ordered)), ordered[rank - 1], ordered[-rank])

@@ -2,12 +2,18 @@
 
 ::
 
-    → (start)                              ← {"tick_ns": …, "onnxruntime": "…", "threads": …}
-    → {"do": "open", "model": …, "session": {…}, "feeds": [[name, dtype, shape], …], "seed": …}
+    → (start)                              ← {"tick_ns": …, "onnxruntime": "…", "idle_bytes": …}
+    → {"do": "open", "model": …, "session": {…}, "binding": …, "feeds": [[name, dtype, shape], …], "seed": …}
                                            ← {"creation_ns": …, "first_run_ns": …}
-    → {"do": "run", "group": k, "samples": n, "lead_in_ns": t}
+    → {"do": "run", "kind": "single-stream", "runs": k, "samples": n, "lead_in_ns": t}
                                            ← {"samples_ns": [total of k runs, …]}
+    → {"do": "run", "kind": "offline", "streams": s, …the same}
+                                           ← {"samples_ns": [time to empty a queue of k runs, …]}
+    → {"do": "run", "kind": "poisson", "rate": r, "seed": […], "lead_in": m, "samples": n, "lead_in_ns": t}
+                                           ← {"samples_ns": [latency of each but the first m], "busy_ns": …,
+                                              "span_ns": …}
     → {"do": "memory"}                     ← {"peak_bytes": …}
+    → {"do": "profile"}                    ← {"kernels": [{…}, …]}, of a session opened with "profile"
 
 An answer of ``{"error": kind, "message": …}`` is one of bnfold's own exceptions; after anything worse the
 process is gone, and what it wrote on stderr tells why. It also ends when its stdin does, so it cannot outlive
@@ -24,69 +30,93 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, TextIO
 
+import numpy as np
+
+from bnfold.benchmarking import blocks
 from bnfold.benchmarking.inputs import Feed, random_inputs
-from bnfold.errors import BnfoldError, ModelError
+from bnfold.benchmarking.kernels import read_profile
+from bnfold.benchmarking.runner import Arrays, Runner
+from bnfold.errors import BnfoldError
 from bnfold.extras import require
-from bnfold.session import SessionOptions, create_session, one_line, runtime_errors
+from bnfold.session import SessionOptions, create_session
 
 Message = dict[str, Any]
 
 
 class Candidate:
-    """A session with its inputs, ready to be timed."""
+    """What the process was asked to open, and how it is timed."""
 
-    def __init__(self, session: Any, feeds: Mapping[str, Any]) -> None:
+    def __init__(self, session: Any, runner: Runner) -> None:
         self._session = session
-        self._feeds = dict(feeds)
-        self._outputs = [output.name for output in session.get_outputs()]
-        self._failures: tuple[type[Exception], ...] = (*runtime_errors(), ValueError)
+        self._runner = runner
 
-    def sample(self, group: int) -> int:
-        """The time of ``group`` runs, in ns.
+    def block(self, request: Message) -> Message:
+        """A block: at least one run and ``lead_in_ns`` uncounted, then the samples."""
+        run = self._runner.run
+        with self._runner.failures_named(), blocks.undisturbed():
+            blocks.lead_in(run, request["lead_in_ns"])
+            match request["kind"]:
+                case "single-stream":
+                    return {"samples_ns": blocks.single_stream(run, request["runs"], request["samples"])}
+                case "offline":
+                    streams = request["streams"]
+                    blocks.offline(run, streams, 2 * streams, 1)
+                    return {"samples_ns": blocks.offline(run, streams, request["runs"], request["samples"])}
+                case "poisson":
+                    return self._poisson(request)
+                case unknown:
+                    raise AssertionError(f"unknown kind of block {unknown!r}")
 
-        Raises:
-            ModelError: ONNX Runtime failed while running the model.
-        """
-        run, outputs, feeds = self._session.run, self._outputs, self._feeds
-        started = perf_counter_ns()
+    def _poisson(self, request: Message) -> Message:
+        generator = np.random.default_rng(request["seed"])
+        count = request["lead_in"] + request["samples"]
+        gaps = generator.exponential(1e9 / request["rate"], count).astype(np.int64).tolist()
+        latencies, busy, span = blocks.poisson(self._runner.run, gaps)
+        return {"samples_ns": latencies[request["lead_in"] :], "busy_ns": busy, "span_ns": span}
+
+    def profile(self) -> Message:
+        """End the session's profile and return what each node took."""
+        file = Path(self._session.end_profiling())
         try:
-            for _ in range(group):
-                run(outputs, feeds)
-        except self._failures as error:
-            raise ModelError(f"ONNX Runtime failed while running the model: {one_line(error)}") from error
-        return perf_counter_ns() - started
+            return {"kernels": [kernel.to_json() for kernel in read_profile(file)]}
+        finally:
+            file.unlink(missing_ok=True)
 
 
 def open_candidate(request: Message) -> tuple[Candidate, Message]:
-    """Create the session cold, make its inputs, run it for the first time; each is timed on its own."""
+    """Create the session cold, make its inputs, run it for the first time; creation and run are timed."""
     options = SessionOptions(**request["session"])
     started = perf_counter_ns()
     session = create_session(request["model"], options)
     creation = perf_counter_ns() - started
     feeds = [Feed(name, dtype, tuple(shape)) for name, dtype, shape in request["feeds"]]
-    candidate = Candidate(session, random_inputs(feeds, request["seed"]))
-    return candidate, {"creation_ns": creation, "first_run_ns": candidate.sample(1)}
+    inputs = random_inputs(feeds, request["seed"])
+    binding = request["binding"]
+    shapes = (
+        _output_shapes(request["model"], options, inputs) if "enable_cuda_graph" in options.provider_options else {}
+    )
+    runner = Runner(session, inputs, provider=options.provider, binding=binding, output_shapes=shapes)
+    with runner.failures_named():
+        started = perf_counter_ns()
+        runner.run()
+        first_run = perf_counter_ns() - started
+        runner.keep_outputs()
+    return Candidate(session, runner), {"creation_ns": creation, "first_run_ns": first_run}
 
 
-def run_block(candidate: Candidate, request: Message) -> Message:
-    """A block: at least one run and ``lead_in_ns`` uncounted, then the samples; no garbage collection."""
-    gc.collect()
-    gc.disable()
-    try:
-        end = perf_counter_ns() + request["lead_in_ns"]
-        candidate.sample(1)
-        while perf_counter_ns() < end:
-            candidate.sample(1)
-        samples = [candidate.sample(request["group"]) for _ in range(request["samples"])]
-    finally:
-        gc.enable()
-    return {"samples_ns": samples}
+def _output_shapes(model: str, options: SessionOptions, inputs: Arrays) -> dict[str, tuple[int, ...]]:
+    """The shapes of all outputs, from a run without a CUDA graph: a graph is recorded with its buffers in place."""
+    session = create_session(model, replace(options, provider_options={}))
+    runner = Runner(session, inputs)
+    with runner.failures_named():
+        outputs: Any = runner.run()
+    return {output.name: value.shape for output, value in zip(session.get_outputs(), outputs, strict=True)}
 
 
 def peak_memory() -> int:
@@ -110,7 +140,7 @@ def clock_tick() -> int:
 def greet() -> Message:
     """Import what the first session would import, so that its creation time does not hold it."""
     ort = require("onnxruntime", "cpu")
-    return {"tick_ns": clock_tick(), "onnxruntime": ort.__version__}
+    return {"tick_ns": clock_tick(), "onnxruntime": ort.__version__, "idle_bytes": peak_memory()}
 
 
 def serve(requests: TextIO, answers: TextIO) -> None:
@@ -125,9 +155,12 @@ def serve(requests: TextIO, answers: TextIO) -> None:
                     candidate, answer = open_candidate(request)
                 case "run":
                     assert candidate is not None, "run before open"
-                    answer = run_block(candidate, request)
+                    answer = candidate.block(request)
                 case "memory":
                     answer = {"peak_bytes": peak_memory()}
+                case "profile":
+                    assert candidate is not None, "profile before open"
+                    answer = candidate.profile()
                 case unknown:
                     raise AssertionError(f"unknown request {unknown!r}")
         except BnfoldError as error:

@@ -148,17 +148,17 @@ def _error_plot(verification: VerifyResult) -> str | None:
 
 
 def _latencies(benchmark: BenchmarkResult) -> Mapping[str, NDArray[np.float64]]:
-    """Latencies of the first setting in milliseconds."""
+    """Latencies of the first group in milliseconds."""
     return {
-        candidate.label: np.concatenate([np.concatenate([np.asarray(b) for b in r.blocks]) for r in candidate.records])
+        candidate.label: np.concatenate([np.concatenate([np.asarray(b) for b in r.rounds]) for r in candidate.records])
         / 1e6
-        for candidate in benchmark.settings[0].candidates
+        for candidate in benchmark.groups[0].candidates
     }
 
 
 def _speedups(benchmark: BenchmarkResult) -> list[tuple[str, float, float, float]]:
     rows = []
-    for candidate in benchmark.settings[0].candidates:
+    for candidate in benchmark.groups[0].candidates:
         for what, comparison in (
             ("latency", candidate.comparison),
             ("session creation", candidate.creation_comparison),
