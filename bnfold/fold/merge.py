@@ -221,7 +221,7 @@ class Merger:
     ) -> Iterator[list[_Branch] | MergeRecord]:
         """Branches that are cheaper as one, each led by one that can take the others in; the largest lead."""
         lengths = self._lengths(source, frame)
-        leaders = sorted((b for b in branches if b.survivor is not None), key=_seniority)
+        leaders = sorted((b for b in branches if b.survivor is not None), key=self._seniority)
         others = [b for b in branches if b.survivor is None]
         clusters: list[_Cluster] = []
         for branch in (*leaders, *others):
@@ -238,6 +238,11 @@ class Merger:
                     parts = [*clusters[0].branches, branch]
                     yield self._parallel_record(parts, tree, refusal, lengths)
         yield from (cluster.branches for cluster in clusters if len(cluster.branches) > 1)
+
+    def _seniority(self, branch: _Branch) -> tuple[bool, int]:
+        """Who leads: ops that take a bias before those that take none, then larger kernels before smaller ones."""
+        assert branch.survivor is not None
+        return not takes_bias(branch.survivor, self.graph), -branch.geometry.weights
 
     def _too_large(self, common: Geometry, work: int, stages: Sequence[Stage]) -> Refusal | None:
         """Why one kernel does not pay: it may hold more weights only where it saves as large a share of the work."""
@@ -385,12 +390,6 @@ class Merger:
         if needs_bias and not has_bias:
             left = ChannelAffine.along(frame.axis, 1.0, numbers.bias)
         return linear.problem() or (linear, numbers.geometry, left)
-
-
-def _seniority(branch: _Branch) -> tuple[bool, int]:
-    """Who leads: ops that have a bias before those that have none, then larger kernels before smaller ones."""
-    assert branch.survivor is not None
-    return not LINEAR_OPS[branch.survivor.op_type].has_bias, -branch.geometry.weights
 
 
 def _record(
