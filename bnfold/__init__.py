@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from bnfold.optimizer import OptimizeResult as OptimizeResult
     from bnfold.optimizer import inspect as inspect
     from bnfold.optimizer import optimize as optimize
+    from bnfold.recalibration import RecalibrateOptions as RecalibrateOptions
+    from bnfold.recalibration import RecalibrateResult as RecalibrateResult
+    from bnfold.recalibration import recalibrate as recalibrate
     from bnfold.training import TrainOptions as TrainOptions
     from bnfold.training import TrainResult as TrainResult
     from bnfold.training import train as train
@@ -52,6 +55,8 @@ _HOME = {
     "OptimizeResult": "bnfold.optimizer",
     "PredictOptions": "bnfold.deployment",
     "PredictResult": "bnfold.deployment",
+    "RecalibrateOptions": "bnfold.recalibration",
+    "RecalibrateResult": "bnfold.recalibration",
     "TrainOptions": "bnfold.training",
     "TrainResult": "bnfold.training",
     "VerifyOptions": "bnfold.verification",
@@ -63,6 +68,7 @@ _HOME = {
     "inspect": "bnfold.optimizer",
     "optimize": "bnfold.optimizer",
     "predict": "bnfold.deployment",
+    "recalibrate": "bnfold.recalibration",
     "train": "bnfold.training",
     "verify": "bnfold.verification",
 }

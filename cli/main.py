@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": "The main job on real data, start to end.",
     "train": "Train a batch-normalized network.",
     "export": "Export a trained network to ONNX, batch norm kept.",
+    "recalibrate": "Put statistics of the training set in place of moving averages.",
     "inspect": "List each batch norm: foldable or not, how, and why not.",
     "optimize": "Fold every batch norm that algebra lets fold.",
     "verify": "Decide whether two models compute the same function.",

@@ -162,11 +162,11 @@ def predict(
     if not Path(model).is_file():
         raise ModelError(f"{model} does not exist or is not a file")
     session = create_session(str(model), SessionOptions(provider=options.provider, threads=options.threads))
-    reader = _Reader.of(session, str(model))
+    reader = Reader.of(session, str(model))
     samples = load_samples(data, options.split, reader.image_size)
     classes = _class_names(options.labels) or reader.classes or samples.classes
-    samples = _with_labels_of(samples, classes)
-    logits, seconds = _run(session, reader, samples, options, progress)
+    samples = with_labels_of(samples, classes)
+    logits, seconds = run_classifier(session, reader, samples, options, progress)
     result = PredictResult(
         predictions=tuple(_predictions(samples, logits, classes)),
         accuracy=None if samples.labels is None else top1_accuracy(logits, samples.labels),
@@ -180,7 +180,7 @@ def predict(
 
 
 @dataclass(frozen=True, eq=False)
-class _Reader:
+class Reader:
     """What a model's file says of its input."""
 
     model: str
@@ -191,7 +191,8 @@ class _Reader:
     classes: tuple[str, ...]
 
     @staticmethod
-    def of(session: Any, model: str) -> _Reader:
+    def of(session: Any, model: str) -> Reader:
+        """What a session's model says; ``model`` is what to call it in an error."""
         inputs = session.get_inputs()
         if len(inputs) != 1 or inputs[0].type not in _ORT_DTYPES:
             names = ", ".join(f"{i.name} ({i.type})" for i in inputs)
@@ -203,7 +204,7 @@ class _Reader:
             normalization = None if stored is None else Normalization.from_json(json.loads(stored))
         except (ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{model}: its bnfold metadata is damaged; export the model again") from error
-        return _Reader(
+        return Reader(
             model, inputs[0].name, _ORT_DTYPES[inputs[0].type], tuple(inputs[0].shape), normalization, classes
         )
 
@@ -216,6 +217,7 @@ class _Reader:
         return None
 
     def batch_size(self, wanted: int) -> int:
+        """The model's own batch size where that is fixed, ``wanted`` where it is open."""
         return self.shape[0] if self.shape and isinstance(self.shape[0], int) else wanted
 
     def _channels_first(self, values: NDArray[Any]) -> NDArray[Any]:
@@ -248,9 +250,10 @@ class _Reader:
         return values.astype(self.dtype, copy=False)
 
 
-def _run(
-    session: Any, reader: _Reader, samples: Samples, options: PredictOptions, progress: Progress
+def run_classifier(
+    session: Any, reader: Reader, samples: Samples, options: PredictOptions, progress: Progress
 ) -> tuple[NDArray[Any], float]:
+    """The logits (N, classes) of all samples, and the seconds of the runs."""
     values = reader.prepare(samples)
     size = reader.batch_size(options.batch)
     parts: list[NDArray[Any]] = []
@@ -275,7 +278,7 @@ def _run(
     return logits, seconds
 
 
-def _with_labels_of(samples: Samples, classes: Sequence[str]) -> Samples:
+def with_labels_of(samples: Samples, classes: Sequence[str]) -> Samples:
     """The samples with their labels counted as the model counts: matched by name where both sides have names.
 
     Folders are sorted by name, and a model may know its classes in another order. Names of which none agree are
