@@ -11,7 +11,7 @@ from bnfold.cli.options import LEVELS, input_shapes, report_files
 from bnfold.cli.render import Output, common_options, table
 
 if TYPE_CHECKING:
-    from bnfold.verification.folds import FoldsResult
+    from bnfold.verification.fold_proofs import FoldsResult
     from bnfold.verification.localization import Cause
     from bnfold.verification.result import VerifyResult
 

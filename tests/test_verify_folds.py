@@ -9,16 +9,17 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 import pytest
-from folding import constants, model_of, norm
+from folding import constants, model_of, norm, used
 from hypothesis import HealthCheck, given, settings
-from random_graphs import graphs_of_one_scope as graphs
+from random_graphs import Recipe, recipes
 from verify_networks import DAMAGES, random_network
 
 from bnfold.fold import fold
 from bnfold.fold.commute import RULES
 from bnfold.verification import VerifyOptions, verify
-from bnfold.verification.folds import FoldsResult, prove_folds
-from bnfold.verification.inputs import drawn_feeds
+from bnfold.verification.fold_proofs import FoldsResult
+from bnfold.verification.folds import prove_folds
+from bnfold.verification.inputs import Feed, drawn_feeds
 from bnfold.verification.oracle import Oracle
 from bnfold.verification.specs import input_specs
 
@@ -54,7 +55,7 @@ def test_an_honest_fold_is_proven_fold_by_fold(dtype, seed):
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(graphs())
+@given(recipes.map(Recipe.model))
 def test_whatever_the_engine_does_is_proven(model):
     copy = model.clone()
     report = fold(copy)
@@ -359,3 +360,79 @@ def test_two_folds_in_a_row_without_an_activation_are_proven_unmerged_too():
     assert result.proven
     assert result.rounded_once
     assert [proof.node for proof in proven(reference, one_bit(candidate, "w2", 3)).wrong] == ["y"]
+
+
+BODIES = {
+    "branches": """agraph (float[N,4,5,5] x, bool[1] c) => (float[N,4,5,5] y) {
+        a = Conv(x, w)  b = BatchNormalization(a, scale, bias, mean, var)
+        y = If(c) <
+            then_branch = t () => (float[N,4,5,5] ty) { d = Conv(b, w_2)  e = BatchNormalization(d, scale_2, bias_2, mean_2, var_2)  ty = Relu(e) },
+            else_branch = f () => (float[N,4,5,5] fy) { d = Conv(b, w_3)  g = BatchNormalization(d, scale_3, bias_3, mean_3, var_3)  fy = Tanh(g) }> }""",
+    "loop": """agraph (float[N,4,5,5] x, int64 n, bool c) => (float[N,4,5,5] y) {
+        a = Conv(x, w)  b = BatchNormalization(a, scale, bias, mean, var)
+        y = Loop(n, c, b) <body = l (int64 i, bool go, float[N,4,5,5] s) => (bool go_on, float[N,4,5,5] next) {
+            go_on = Identity(go)  d = Conv(s, w_2)  e = BatchNormalization(d, scale_2, bias_2, mean_2, var_2)  next = Tanh(e) }> }""",
+    "scan": """agraph (float[N,4,5,5] x, float[7,N,4,5,5] many) => (float[N,4,5,5] y, float[7,N,4,5,5] all) {
+        a = Conv(x, w)  b = BatchNormalization(a, scale, bias, mean, var)
+        y, all = Scan<num_scan_inputs = 1, body = l (float[N,4,5,5] s, float[N,4,5,5] one) => (float[N,4,5,5] next, float[N,4,5,5] out) {
+            d = Conv(one, w_2)  e = BatchNormalization(d, scale_2, bias_2, mean_2, var_2)  next = Add(s, e)  out = Tanh(e) }>(b, many) }""",
+    "branches in a loop": """agraph (float[N,4,5,5] x, int64 n, bool c) => (float[N,4,5,5] y) {
+        y = Loop(n, c, x) <body = l (int64 i, bool go, float[N,4,5,5] s) => (bool go_on, float[N,4,5,5] next) {
+            go_on = Identity(go)  a = Conv(s, w)  b = BatchNormalization(a, scale, bias, mean, var)
+            next = If(go) <
+                then_branch = t () => (float[N,4,5,5] ty) { d = Conv(b, w_2)  e = BatchNormalization(d, scale_2, bias_2, mean_2, var_2)  ty = Relu(e) },
+                else_branch = f () => (float[N,4,5,5] fy) { h = Conv(b, w_3)  g = BatchNormalization(h, scale_3, bias_3, mean_3, var_3)  fy = Tanh(g) }> }> }""",
+}  # fmt: skip
+
+
+def with_bodies(name):
+    arrays = constants(w=(4, 4, 1, 1), w_2=(4, 4, 1, 1), w_3=(4, 4, 1, 1)) | norm(4) | norm(4, "_2") | norm(4, "_3")
+    reference = model_of(BODIES[name], used(BODIES[name], narrow(arrays)))
+    return reference, engine_fold(reference)
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_folds_inside_of_subgraphs_are_proven_one_by_one(name):
+    reference, candidate = with_bodies(name)
+    result = proven(reference, candidate)
+    assert result.proven, result.sentence
+    assert result.rounded_once
+    norms = [node.outputs[0].name for node in reference.graph.all_nodes() if node.op_type == "BatchNormalization"]
+    assert {proof.node for proof in result.proofs} == set(norms)
+    assert all(proof.ulp is not None for proof in result.proofs)
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_one_wrong_bit_inside_of_a_subgraph_is_found_whether_it_is_run_or_not(name):
+    """The inputs decide for one branch, and for how many passes; here for the other, and none."""
+    reference, candidate = with_bodies(name)
+    specs = input_specs(reference)
+    feeds = [Feed("still", "user", {s.name: np.zeros([d if isinstance(d, int) else 1 for d in s.shape], s.dtype.numpy()) for s in specs})]  # fmt: skip
+    for node in candidate.graph.all_nodes():
+        if node.op_type == "Conv":
+            broken = one_bit(candidate, node.inputs[1].name, 3)
+            result = prove_folds(Oracle(reference), Oracle(broken), feeds)
+            assert [proof.verdict for proof in result.wrong] == ["constants"], (node, result.sentence)
+
+
+def test_folds_in_a_subgraph_that_nothing_tells_apart_are_not_called_proven():
+    reference, candidate = with_bodies("branches")
+    renamed = next(node for node in candidate.graph if node.op_type == "If")
+    renamed.outputs[0].name = "z"
+    candidate.graph.append(ir.node("Identity", [renamed.outputs[0]], outputs=[out := ir.Value(name="y")]))
+    out.type, out.shape = candidate.graph.outputs[0].type, candidate.graph.outputs[0].shape
+    candidate.graph.outputs[0] = out
+    result = proven(reference, candidate)
+    assert not result.wrong, result.sentence
+    assert not result.proven
+    assert [proof.node for proof in result.proofs if proof.verdict == "unknown"] == ["e", "g"]
+
+
+def test_a_branch_that_cannot_be_run_is_run_only_when_it_is_taken():
+    text = """agraph (float[2,4,5,5] x) => (float[M,4,5,5] y) {
+        a = Conv(x, w)  b = BatchNormalization(a, scale, bias, mean, var)  shape = Shape(x)  size = ReduceMax<keepdims = 0>(shape)  c = Less(size, nine)
+        y = If(c) <then_branch = t () => (float[M,4,5,5] ty) { ty = Relu(b) },
+                   else_branch = f () => (float[M,4,5,5] fy) { h = Reshape(b, seven)  fy = Conv(h, w) }> }"""
+    arrays = narrow(constants(w=(4, 4, 1, 1)) | norm(4)) | {"nine": np.array(9), "seven": np.array([7, 4, 5, 5])}
+    reference = model_of(text, arrays)
+    assert proven(reference, engine_fold(reference)).proven

@@ -15,7 +15,8 @@ from verify_networks import random_network
 from verify_rates import engine_pair
 
 from bnfold.verification import VerifyOptions, verify
-from bnfold.verification.folds import FoldsResult, prove_folds
+from bnfold.verification.fold_proofs import FoldsResult
+from bnfold.verification.folds import prove_folds
 from bnfold.verification.inputs import drawn_feeds
 from bnfold.verification.oracle import Oracle
 from bnfold.verification.specs import input_specs

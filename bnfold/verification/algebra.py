@@ -22,10 +22,11 @@ from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 from bnfold.fold import fold
 from bnfold.fold.report import FoldReport
 from bnfold.progress import Progress
+from bnfold.verification.bodies import Holder, bodies_of, holder
 from bnfold.verification.double import NotInFloat64Error
 from bnfold.verification.metrics import deviation, scale_of
 from bnfold.verification.oracle import Oracle
-from bnfold.verification.regions import Ground, Meeting, Network, Region, Trial, bodies_of, names_of
+from bnfold.verification.regions import Ground, Meeting, Network, Region, Trial, names_of
 
 Array = NDArray[Any]
 
@@ -90,27 +91,41 @@ class Algebra:
     common: tuple[str, ...]
 
 
-def exact_folds(reference: Network, candidate: Network) -> Iterator[tuple[Network, FoldReport]]:
+def exact_folds(
+    source: Oracle, reference: Network, candidate: Network, opened: AbstractSet[Holder] = frozenset()
+) -> Iterator[tuple[Network, FoldReport]]:
     """What the engine makes of the reference in float64, the likeliest first.
 
     Everything folded; then wherever the candidate was, so that what it still has is left alone; both again without
     merges.
+
+    Args:
+        source: the reference as it is, to be folded.
+        reference: the reference, subgraphs laid open.
+        candidate: the candidate, likewise.
+        opened: which ones; those of the result are.
     """
     left = {names_of(node) for node in _left(reference, candidate)}
     for merge in (True, False):
         for spared in (set[tuple[str, ...]](), left) if left else (set[tuple[str, ...]](),):
-            yield _exact_fold(reference, candidate, spared, merge=merge)
+            yield _exact_fold(source, candidate, spared, opened, merge=merge)
 
 
 def _exact_fold(
-    reference: Network, candidate: Network, left: AbstractSet[tuple[str, ...]], *, merge: bool
+    source: Oracle,
+    candidate: Network,
+    left: AbstractSet[tuple[str, ...]],
+    opened: AbstractSet[Holder],
+    *,
+    merge: bool,
 ) -> tuple[Network, FoldReport]:
-    model = reference.oracle.model.clone()
+    model = source.model.clone()
     kept = set()
-    for node in model.graph:
+    for node in model.graph.all_nodes():
         if names_of(node) in left:
             kept.add(node)
-            kept.update(inner for body in bodies_of(node) for inner in body.all_nodes())
+            if holder(node) not in opened:
+                kept.update(inner for body in bodies_of(node) for inner in body.all_nodes())
     offered = {value.name for value in candidate.oracle.model.graph.inputs}
     if model.ir_version >= 4 and any(
         value.name in model.graph.initializers and value.name not in offered for value in model.graph.inputs
@@ -118,7 +133,7 @@ def _exact_fold(
         RemoveInitializersFromInputsPass()(model)  # as the candidate has it
     _narrow_scales(model)
     report = fold(model, lambda node: node not in kept, merge=merge)
-    return Network(Oracle(model)), report
+    return Network(Oracle(model).laid_open(opened)), report
 
 
 def _left(reference: Network, candidate: Network) -> Iterator[ir.Node]:

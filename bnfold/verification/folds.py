@@ -7,10 +7,8 @@ does, and the candidate is the exact one with each constant rounded once, or com
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Set as AbstractSet
 
 import onnx_ir as ir
 
@@ -18,154 +16,18 @@ from bnfold.fold.report import FoldRecord, FoldReport, Kept, Kind, MergeRecord
 from bnfold.graph import label
 from bnfold.progress import Progress, silent
 from bnfold.verification.algebra import TOLERANCE, Algebra, Step, exact_folds, prove_algebra
+from bnfold.verification.bodies import Holder, bodies_of, holder, holders
+from bnfold.verification.double import NotInFloat64Error
+from bnfold.verification.fold_proofs import VERDICTS, FoldProof, FoldsResult, FoldVerdict, ProofKind
 from bnfold.verification.inputs import Feed
 from bnfold.verification.oracle import Oracle
-from bnfold.verification.regions import Ground, Network
+from bnfold.verification.regions import Ground, Network, Region
 from bnfold.verification.rounding import Examination, Examiner, Piece
 from bnfold.verification.twins import Twins
 from bnfold.verification.verdict import Rule
 
-FoldVerdict = Literal["ok", "algebra", "constants", "function", "unknown"]
-ProofKind = Literal["batch_norm", "affine", "merge", "operator"]
-
-#: What each verdict says, worst first.
-VERDICTS: dict[FoldVerdict, str] = {
-    "algebra": "the fold itself is wrong",
-    "function": "computes something else",
-    "constants": "wrong constants",
-    "unknown": "not proven",
-    "ok": "proven",
-}
-
 #: Regions are looked at with inputs of this many shapes.
 _SHAPES = 2
-
-
-@dataclass(frozen=True)
-class FoldProof:
-    """What was found of one fold, or of an operator outside of all folds that is not what it was.
-
-    Attributes:
-        node: name of the batch norm or affine, of the value that a merge computes, or of the operator.
-        kind: which of these.
-        what: what was done with it.
-        value: the value at which its region ends.
-        place: where that is in the order of the reference.
-        algebra: the exact fold's largest error in float64, relative to scale; None for an operator.
-        ulp: the candidate's constant that is furthest from the exact one, in units in the last place of its type;
-            None where it has no constants to compare.
-        rounding: the same, relative to the largest magnitude of that constant.
-        error: the candidate's largest error in float64 relative to scale, where its region had to be run.
-        allowed: how much the rule allows.
-        verdict: see :data:`VERDICTS`.
-        detail: what is wrong.
-    """
-
-    node: str
-    kind: ProofKind
-    what: str
-    value: str
-    place: int
-    algebra: float | None
-    ulp: float | None
-    rounding: float | None
-    error: float | None
-    allowed: float | None
-    verdict: FoldVerdict
-    detail: str
-
-    @property
-    def wrong(self) -> bool:
-        """Whether it was shown to be wrong."""
-        return self.verdict not in ("ok", "unknown")
-
-    @property
-    def badness(self) -> tuple[int, float, float]:
-        """A key by which the worst comes first."""
-        ratio = self.error / self.allowed if self.error is not None and self.allowed else 0.0
-        return list(VERDICTS).index(self.verdict), -ratio, -(self.ulp or 0.0)
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dict; an infinite number is written as None."""
-        return {
-            "node": self.node,
-            "kind": self.kind,
-            "what": self.what,
-            "value": self.value,
-            "algebra": _finite(self.algebra),
-            "ulp": _finite(self.ulp),
-            "rounding": _finite(self.rounding),
-            "error": _finite(self.error),
-            "allowed": _finite(self.allowed),
-            "verdict": self.verdict,
-            "detail": self.detail,
-        }
-
-
-def _finite(number: float | None) -> float | None:
-    return number if number is not None and math.isfinite(number) else None
-
-
-@dataclass(frozen=True)
-class FoldsResult:
-    """What :func:`prove_folds` found.
-
-    Attributes:
-        proofs: one for each fold, the worst first, and for each operator outside of all folds that changed.
-        untouched: operators that the candidate has just as the reference has them.
-        rounded_once: whether the candidate's constants are, on the whole, the exact ones rounded once.
-        notes: what a reader should know.
-    """
-
-    proofs: tuple[FoldProof, ...]
-    untouched: int
-    rounded_once: bool
-    notes: tuple[str, ...]
-
-    @property
-    def wrong(self) -> tuple[FoldProof, ...]:
-        """What was shown to be wrong."""
-        return tuple(proof for proof in self.proofs if proof.wrong)
-
-    @property
-    def proven(self) -> bool:
-        """Whether every fold was proven, and nothing else is wrong either."""
-        return all(proof.verdict == "ok" for proof in self.proofs)
-
-    @property
-    def sentence(self) -> str:
-        """The outcome in words."""
-        folds = [proof for proof in self.proofs if proof.kind != "operator"]
-        if self.wrong:
-            worst = self.wrong[0]
-            others = f", and {len(self.wrong) - 1} more" if len(self.wrong) > 1 else ""
-            return f"{worst.node}: {VERDICTS[worst.verdict]}: {worst.detail}{others}"
-        unknown = sum(proof.verdict == "unknown" for proof in self.proofs)
-        if unknown:
-            return f"{unknown} of {len(self.proofs)} folds could not be proven by themselves"
-        if not folds:
-            return "nothing was folded"
-        algebra = max((proof.algebra or 0.0 for proof in folds), default=0.0)
-        what = "1 fold is" if len(folds) == 1 else f"{len(folds)} folds are each"
-        rounding = (
-            f"and each constant is the exact one rounded once (at most {max(p.ulp or 0.0 for p in folds):.2g} "
-            "units in the last place away)"
-            if self.rounded_once
-            else "and what the candidate computes differs by no more than rounding"
-        )
-        return f"{what} proven alone: the algebra holds to {algebra:.1e} of each region's scale, {rounding}"
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dict."""
-        return {
-            "proven": self.proven,
-            "sentence": self.sentence,
-            "tolerance": TOLERANCE,
-            "rounded_once": self.rounded_once,
-            "untouched": self.untouched,
-            "notes": list(self.notes),
-            "folds": [proof.to_json() for proof in self.proofs],
-        }
 
 
 def prove_folds(
@@ -189,11 +51,26 @@ def prove_folds(
     Raises:
         NotInFloat64Error: a model holds an operator that does not run in float64.
     """
-    return FoldProver(reference, candidate, feeds, seed, rule or Rule(), progress).result()
+    opened = holders(reference.model) & holders(candidate.model)
+    try:
+        return FoldProver(reference, candidate, feeds, seed, rule or Rule(), progress, opened).result()
+    except NotInFloat64Error:  # a branch that is not taken need not run
+        if not opened:
+            raise
+        return FoldProver(reference, candidate, feeds, seed, rule or Rule(), progress).result()
 
 
 class FoldProver:
     """One proof: the three networks, and what was found of them.
+
+    Args:
+        reference: the model before.
+        candidate: the model after.
+        feeds: inputs, to learn from them the shapes of inner values.
+        seed: of the values that are drawn for regions.
+        rule: how much error is allowed to a region that is not the exact fold rounded once.
+        progress: told of each operator.
+        opened: nodes of both whose subgraphs are laid open.
 
     Attributes:
         reference: the reference.
@@ -203,9 +80,17 @@ class FoldProver:
     """
 
     def __init__(
-        self, reference: Oracle, candidate: Oracle, feeds: Sequence[Feed], seed: int, rule: Rule, progress: Progress
+        self,
+        reference: Oracle,
+        candidate: Oracle,
+        feeds: Sequence[Feed],
+        seed: int,
+        rule: Rule,
+        progress: Progress,
+        opened: frozenset[Holder] = frozenset(),
     ) -> None:
-        self.reference, self.candidate = Network(reference), Network(candidate)
+        self._source, self._opened = reference, opened
+        self.reference, self.candidate = (Network(oracle.laid_open(opened)) for oracle in (reference, candidate))
         self._places = {name: place for place, name in enumerate(self.reference.producers)}
         ground = Ground(self.reference, _one_of_each_shape(feeds), seed)
         exact, report, twins = self._exact_fold()
@@ -217,7 +102,7 @@ class FoldProver:
     def _exact_fold(self) -> tuple[Network, FoldReport, Twins]:
         """The exact fold that the candidate is most like."""
         best: tuple[Network, FoldReport, Twins] | None = None
-        for exact, report in exact_folds(self.reference, self.candidate):
+        for exact, report in exact_folds(self._source, self.reference, self.candidate, self._opened):
             twins = Twins(exact, self.candidate, self.reference.oracle.stored)
             if best is None or twins.agreeing > best[2].agreeing:
                 best = exact, report, twins
@@ -230,28 +115,46 @@ class FoldProver:
         """What was found, fold by fold."""
         proofs: list[FoldProof] = []
         told: set[Step | Piece] = set()
+        hidden = set(_inner_values(self.reference))
         for record in self._records():
+            if record.output in hidden:
+                proofs.append(_not_seen(record))
+                continue
             node = self.reference.producers.get(record.output)
             steps = [step for step in self.algebra.steps if node in step.before.nodes]
             pieces = [piece for piece in self.examination.pieces if _concerns(piece, node, steps)]
             told.update(steps, pieces)
-            if isinstance(record, MergeRecord):
-                proofs.append(self._proof(record.output, "merge", record.sentence, steps, pieces))
-            else:
-                kind: ProofKind = "batch_norm" if record.kind is Kind.BATCH_NORM else "affine"
-                proofs.append(self._proof(record.node, kind, record.sentence, steps, pieces))
-        for step in self.algebra.steps:
-            if step not in told:
-                proofs.append(self._proof(step.before.output, "operator", "made simpler", [step], []))
-        for piece in self.examination.pieces:
-            if piece not in told:
-                proofs.append(self._proof(_named(piece), "operator", "no part of a fold", [], [piece]))
+            proofs.append(self._proof(*_told(record), record.sentence, steps, pieces))
+        proofs += self._rest(told)
         return FoldsResult(
             proofs=tuple(sorted(proofs, key=lambda proof: proof.badness)),
             untouched=sum(self.candidate.holds(node, self.reference) for node in self.reference.nodes),
             rounded_once=self.examination.rounded_once,
             notes=tuple(self._notes()),
         )
+
+    def _rest(self, told: AbstractSet[Step | Piece]) -> Iterator[FoldProof]:
+        """What is no part of a fold."""
+        for step in self.algebra.steps:
+            if step not in told and not (step.ok and self._is_opened(step.before)):
+                what = self._what(step.before, "made simpler")
+                yield self._proof(step.before.output, "operator", what, [step], [])
+        for piece in self.examination.pieces:
+            if piece not in told and not (piece.ok and self._is_opened(piece.before)):
+                what = self._what(piece.before, "no part of a fold")
+                yield self._proof(_named(piece), "operator", what, [], [piece])
+
+    def _is_opened(self, region: Region) -> bool:
+        """Whether it is a node whose subgraphs were looked at by themselves."""
+        producer = self.reference.producers.get(region.output)
+        return producer is not None and holder(producer) in self._opened
+
+    def _what(self, region: Region, usual: str) -> str:
+        """What to call a region that is no fold."""
+        producer = self.reference.producers.get(region.output)
+        if producer is not None and any(bodies_of(producer)):
+            return "its subgraphs, run as a whole"
+        return usual
 
     def _records(self) -> list[FoldRecord | MergeRecord]:
         report = self.algebra.report
@@ -300,6 +203,38 @@ class FoldProver:
                 f"{len(found.missing)} values of the reference have no counterpart in the candidate ({shown}); "
                 "the folds around them were proven together"
             )
+
+
+def _inner_values(network: Network) -> Iterator[str]:
+    """The names of the values inside of subgraphs."""
+    for node in network.nodes:
+        for body in bodies_of(node):
+            yield from (str(value.name) for inner in body.all_nodes() for value in inner.outputs)
+
+
+def _not_seen(record: FoldRecord | MergeRecord) -> FoldProof:
+    node, kind = _told(record)
+    return FoldProof(
+        node=node,
+        kind=kind,
+        what=record.sentence,
+        value=record.output,
+        place=0,
+        algebra=None,
+        ulp=None,
+        rounding=None,
+        error=None,
+        allowed=None,
+        verdict="unknown",
+        detail="it is inside of a subgraph, which could only be run as a whole",
+    )
+
+
+def _told(record: FoldRecord | MergeRecord) -> tuple[str, ProofKind]:
+    """What a fold is called, and its kind."""
+    if isinstance(record, MergeRecord):
+        return record.output, "merge"
+    return record.node, "batch_norm" if record.kind is Kind.BATCH_NORM else "affine"
 
 
 def _concerns(piece: Piece, node: ir.Node | None, steps: Sequence[Step]) -> bool:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from bnfold.progress import Progress
 from bnfold.verification.double import NotInFloat64Error
 from bnfold.verification.expectation import Expectation
-from bnfold.verification.folds import FoldsResult, prove_folds
+from bnfold.verification.fold_proofs import FoldsResult
+from bnfold.verification.folds import prove_folds
 from bnfold.verification.localization import Cause, Mismatch, find_cause
 from bnfold.verification.metrics import UNIT_ROUNDOFF
 from bnfold.verification.options import VerifyOptions

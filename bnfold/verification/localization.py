@@ -24,7 +24,7 @@ from bnfold.graph import label
 from bnfold.progress import Progress, silent
 from bnfold.verification.bisection import OPTIMIZERS, first_culprit, smallest_cure
 from bnfold.verification.double import NotInFloat64Error
-from bnfold.verification.folds import VERDICTS, FoldProof, FoldsResult
+from bnfold.verification.fold_proofs import VERDICTS, FoldProof, FoldsResult
 from bnfold.verification.inputs import Feed
 from bnfold.verification.metrics import deviation, scale_of
 from bnfold.verification.oracle import Oracle

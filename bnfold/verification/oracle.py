@@ -7,15 +7,22 @@ that of a float32 run: what differs in it is algebra and the rounding of weights
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
+from onnx_ir.passes.common import (
+    InlinePass,
+    LiftConstantsToInitializersPass,
+    LiftSubgraphInitializersToMainGraphPass,
+)
 
 from bnfold.draws import stream
+from bnfold.verification.bodies import Holder, lay_open
 from bnfold.verification.double import widen
 from bnfold.verification.metrics import UNIT_ROUNDOFF, is_float
 
@@ -58,32 +65,46 @@ class Oracle:
     """
 
     def __init__(self, model: ir.Model) -> None:
-        from bnfold.verification.evaluator import Evaluator64
-
-        copy = model.clone()
-        if copy.functions:
-            InlinePass()(copy)  # the reference evaluator loses its replaced operators inside functions
-        LiftConstantsToInitializersPass(size_limit=0)(copy)
-        self._constants: dict[str, Array] = {}
+        widened = model.clone()
+        if widened.functions:
+            InlinePass()(widened)  # the reference evaluator loses its replaced operators inside functions
+        LiftConstantsToInitializersPass(size_limit=0)(widened)
+        LiftSubgraphInitializersToMainGraphPass()(widened)  # weights are weights wherever they are kept
         # What one rounding of each weight amounts to, in the type that the file keeps it in.
         self._roundoff = {
             name: UNIT_ROUNDOFF[dtype]
-            for name, value in copy.graph.initializers.items()
+            for name, value in widened.graph.initializers.items()
             if (dtype := weight_dtype(value)) is not None
         }
         self.stored = {
-            name: _FLOATS[value.dtype] for name, value in copy.graph.initializers.items() if value.dtype in _FLOATS
+            name: _FLOATS[value.dtype] for name, value in widened.graph.initializers.items() if value.dtype in _FLOATS
         }
-        widen(copy)
-        self.model = copy
-        # Weights go around the protobuf, which is bounded to 2 GiB and would copy each of them twice.
-        bare = copy.clone()
+        widen(widened)
+        self.model = widened
+        self._names = [str(value.name) for value in model.graph.outputs]
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Make what evaluates the model. Weights go around the protobuf, which would copy them, and ends at 2 GiB."""
+        from bnfold.verification.evaluator import Evaluator64
+
+        self._constants: dict[str, Array] = {}
+        bare = self.model.clone()
         for name, value in list(bare.graph.initializers.items()):
             assert value.const_value is not None
             self._constants[name] = value.const_value.numpy()
             bare.graph.initializers.pop(name)
         self._evaluator: Evaluator64 = Evaluator64(ir.to_proto(bare))
-        self._names = [str(value.name) for value in model.graph.outputs]
+
+    def laid_open(self, wanted: AbstractSet[Holder]) -> Oracle:
+        """The same with subgraphs laid open; see :mod:`bnfold.verification.bodies`."""
+        if not wanted:
+            return self
+        other = copy(self)
+        other.model = self.model.clone()
+        lay_open(other.model, wanted)
+        other._prepare()
+        return other
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """The outputs by name; floating-point inputs of any width are taken as they are, without rounding.
@@ -115,7 +136,7 @@ class Oracle:
         for name, value in wide.items():
             see(name, value)
         with np.errstate(all="ignore"):
-            self._evaluator.between({**self._constants, **wide}, self._names, see)
+            self._evaluator.between({**self._constants, **wide}, [str(v.name) for v in self.model.graph.outputs], see)
 
     def run_nudged(self, feeds: Mapping[str, Array], seed: int) -> dict[str, Array]:
         """The outputs when each weight is moved by one unit roundoff of its type, up or down at random.

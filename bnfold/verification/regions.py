@@ -19,6 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnfold.graph import in_default_domain
+from bnfold.verification.bodies import bodies_of
 from bnfold.verification.double import NotInFloat64Error
 from bnfold.verification.inputs import Feed
 from bnfold.verification.metrics import is_float
@@ -186,15 +187,6 @@ def _values_read(node: ir.Node, graph: ir.Graph) -> Iterator[ir.Value]:
     """The values of ``graph`` that a node reads, itself or in its subgraphs."""
     yield from (value for value in node.inputs if value is not None and value.name)
     yield from _captured(node, graph)
-
-
-def bodies_of(node: ir.Node) -> Iterator[ir.Graph]:
-    """The subgraphs that a node holds."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def _captured(node: ir.Node, graph: ir.Graph) -> Iterator[ir.Value]:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.verification.folds import FoldsResult
+from bnfold.verification.fold_proofs import FoldsResult
 from bnfold.verification.inputs import FeedKind
 from bnfold.verification.localization import Cause
 from bnfold.verification.metrics import UNIT_ROUNDOFF, Metrics, finite
