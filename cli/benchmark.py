@@ -86,6 +86,8 @@ def _listed(
 @input_shapes
 @click.option("--control/--no-control", default=True, show_default=True,
               help="Run the first candidate in a second process too, to see how much is noise.")  # fmt: skip
+@click.option("--profile", is_flag=True,
+              help="Show what each op takes and which fold paid, by ONNX Runtime's own profile.")  # fmt: skip
 @click.option("--out", metavar="FILE", callback=report_file(*SUFFIXES),
               help=f"Write a report: {', '.join(SUFFIXES)} (every sample in .json).")  # fmt: skip
 @click.option("--fail-if-slower", "limit", type=click.FloatRange(min=0), metavar="PCT",
@@ -161,22 +163,18 @@ def _scenarios(kinds: tuple[str, ...], streams: tuple[int, ...], rates: tuple[fl
 
 
 def _show(out: Output, result: BenchmarkResult) -> None:
-    from bnfold.benchmarking.report import (
-        FIGURE_COLUMNS,
-        context_sentence,
-        figure_rows,
-        latency_columns,
-        latency_rows,
-        notes,
-    )
+    from bnfold.benchmarking.tables import context_sentence, notes, tables
 
     for answer in result.sentences():
         out.say(answer, "bold")
     for group in result.groups:
         out.say()
-        columns = latency_columns(group)
-        out.show(table(group.group.title, columns, latency_rows(group), right=columns[1:-1]))
-        out.show(table("", FIGURE_COLUMNS, figure_rows(group), right=FIGURE_COLUMNS[1:]))
+        title = group.group.title
+        for shown in tables(group, short=not out.verbose):
+            if shown.title or title:
+                out.say(shown.title or title, "italic")
+            out.show(table("", shown.columns, shown.rows, right=shown.right))
+            title = ""
         for note in notes(group):
             out.say(note)
     if out.verbose:

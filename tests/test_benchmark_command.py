@@ -11,9 +11,10 @@ from benchmark_models import FAILS_TO_RUN, write
 
 import bnfold.benchmarking
 from bnfold.benchmarking import BenchmarkOptions, BenchmarkResult, Compare, Kind, Scenario, benchmark
-from bnfold.benchmarking.report import FORMATS, duration, size
+from bnfold.benchmarking.report import FORMATS
 from bnfold.benchmarking.results import Spread, sentence
 from bnfold.benchmarking.statistics import Comparison, Interval
+from bnfold.benchmarking.tables import duration, size
 from bnfold.cli.benchmark import COMPARE, LEVELS, SCENARIOS, SUFFIXES
 from bnfold.cli.main import main
 from bnfold.session import LEVELS as KNOWN_LEVELS

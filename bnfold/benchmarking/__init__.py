@@ -15,11 +15,16 @@
       kernels.py      what ONNX Runtime's profile says of it
     process.py      that process as its parent sees it
     launches.py     one launch: fresh processes, cold sessions, warm-up, interleaved rounds
+    profiling.py    the same for ONNX Runtime's profile
+    placement.py    which node each of its kernels stands for (pure)
+    attribution.py  which op takes what, and which fold paid (pure)
+    profiles.py     that, for a group (pure)
     statistics.py   intervals and verdicts (pure)
     conclusions.py  from samples to figures and warnings (pure)
     context.py      the machine, and who else used it
     results.py      what came out, as plain data
-    report.py       the same as CSV, Markdown and JSON text
+    tables.py       the same as people read it
+    report.py       the same as CSV, Markdown and JSON files
     run.py          benchmark(): the above, put together
 
 The names below are imported on first use: the worker lives in this package and has to start light.

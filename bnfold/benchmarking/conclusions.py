@@ -12,6 +12,7 @@ from bnfold.benchmarking.candidates import Candidate, Group
 from bnfold.benchmarking.context import Context
 from bnfold.benchmarking.launches import LaunchRecord, ProcessRecord
 from bnfold.benchmarking.options import BenchmarkOptions
+from bnfold.benchmarking.profiles import GroupProfile, misplaced, timing_caveat
 from bnfold.benchmarking.results import CandidateResult, GroupResult, Spread
 from bnfold.benchmarking.scenario import Kind
 from bnfold.benchmarking.statistics import Comparison, Floats, compare, median_interval, percentiles
@@ -35,7 +36,11 @@ Records = tuple[ProcessRecord, ...]
 
 
 def conclude(
-    group: Group, launches: Sequence[LaunchRecord], colds: Sequence[LaunchRecord], options: BenchmarkOptions
+    group: Group,
+    launches: Sequence[LaunchRecord],
+    colds: Sequence[LaunchRecord],
+    profile: GroupProfile | None,
+    options: BenchmarkOptions,
 ) -> GroupResult:
     """Draw the conclusions of one group.
 
@@ -43,6 +48,7 @@ def conclude(
         group: what was measured.
         launches: at least two.
         colds: cold starts beside them.
+        profile: what each node took, where it was looked at.
         options: of the benchmark.
     """
     warm = [tuple(record.processes[index] for record in launches) for index in range(len(group.processes))]
@@ -73,7 +79,8 @@ def conclude(
         launches=len(launches),
         seconds=sum(record.seconds for record in (*launches, *colds)),
         pause_s=sum(record.pause_s for record in (*launches, *colds)),
-        warnings=tuple(_warnings(candidates, len(launches), options)),
+        profile=profile,
+        warnings=(*_warnings(candidates, len(launches), options), *_profile_warnings(group, profile)),
     )
 
 
@@ -152,6 +159,17 @@ def _warnings(candidates: Sequence[CandidateResult], launches: int, options: Ben
                     f"the interval of {candidate.label} is wide (±{100 * reach:.0f} %); "
                     f"close other programs, or give more --time (this was {budget:g} s) or --launches"
                 )
+
+
+def _profile_warnings(group: Group, profile: GroupProfile | None) -> Iterator[str]:
+    if profile is None:
+        return
+    for candidate, found in zip(group.candidates, profile.profiles, strict=True):
+        sentence = misplaced(found, candidate.setting.provider)
+        if sentence is not None:
+            yield sentence
+    for provider in dict.fromkeys(candidate.setting.provider for candidate in group.candidates):
+        yield from timing_caveat(provider)
 
 
 def _reach(comparison: Comparison) -> float:

@@ -7,9 +7,10 @@ two. No number of runs in one process shows that; only other processes do. Hence
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,19 @@ class LaunchRecord:
 
 
 @dataclass(frozen=True)
+class Opening:
+    """What a process opens.
+
+    Attributes:
+        model: the file.
+        profile: where ONNX Runtime's profile goes, as the beginning of a path; empty for none.
+    """
+
+    model: Path
+    profile: str = ""
+
+
+@dataclass(frozen=True)
 class _WarmUp:
     latency_ns: float
     steady: bool | None
@@ -103,17 +117,19 @@ class _Crew:
         yield worker
         self.pause_s += worker.rest()
 
-    def open(self, order: Sequence[int], session: Mapping[str, Any]) -> tuple[ProcessRecord, ...]:
+    def open(self, order: Sequence[int], openings: Sequence[Opening] = ()) -> tuple[ProcessRecord, ...]:
         """Create every session and run it once, in the given order.
 
         Args:
             order: of the processes.
-            session: options of each session beside those of its candidate's setting.
+            openings: what each of them opens, if not its candidate's model as it is.
         """
         opened: dict[int, dict[str, int]] = {}
         for index in order:
             with self.turn(index) as worker:
-                request = _open_request(self.group, self.group.processes[index], session)
+                candidate = self.group.processes[index]
+                opening = openings[index] if openings else Opening(candidate.subject.path)
+                request = _open_request(self.group, candidate, opening)
                 opened[index] = worker.ask("creating its session and running it once", request)
         return tuple(
             ProcessRecord(
@@ -146,7 +162,7 @@ def cold_start(group: Group, seed: Sequence[int]) -> LaunchRecord:
     started = time.monotonic()
     with crew(group) as team:
         order = next(schedule.rounds(len(group.processes), seed))
-        records = team.with_memory(team.open(order, {}))
+        records = team.with_memory(team.open(order))
         return LaunchRecord(time.monotonic() - started, team.pause_s, team.onnxruntime, records)
 
 
@@ -162,7 +178,7 @@ def launch(group: Group, seconds: float, seed: Sequence[int]) -> LaunchRecord:
     started = time.monotonic()
     orders = schedule.rounds(len(group.processes), seed)
     with crew(group) as team:
-        records = team.open(next(orders), {})
+        records = team.open(next(orders))
         warm_ups = warm_up(team, next(orders), records, int(_WARM_UP_SHARE * seconds * 1e9))
         plans = schedule.plan_blocks(
             [warm.latency_ns for warm in warm_ups],
@@ -201,11 +217,11 @@ def _with_blocks(
     )
 
 
-def _open_request(group: Group, candidate: Candidate, session: Mapping[str, Any]) -> dict[str, Any]:
+def _open_request(group: Group, candidate: Candidate, opening: Opening) -> dict[str, Any]:
     return {
         "do": "open",
-        "model": str(candidate.subject.path),
-        "session": asdict(candidate.setting.session_options()) | dict(session),
+        "model": str(opening.model),
+        "session": asdict(replace(candidate.setting.session_options(), profile=opening.profile)),
         "binding": candidate.setting.binding,
         "feeds": [[feed.name, feed.dtype, list(feed.shape)] for feed in group.feeds],
         "seed": group.input_seed,

@@ -10,6 +10,7 @@ from bnfold.benchmarking.candidates import Candidate, Group
 from bnfold.benchmarking.context import Context
 from bnfold.benchmarking.launches import ProcessRecord
 from bnfold.benchmarking.options import BenchmarkOptions, Compare
+from bnfold.benchmarking.profiles import GroupProfile
 from bnfold.benchmarking.statistics import Comparison, Interval, Verdict
 from bnfold.benchmarking.subjects import Subject
 
@@ -150,6 +151,7 @@ class GroupResult:
         launches: how many there were.
         seconds: how long they and the cold starts took.
         pause_s: how much of that went into waiting for threads to stop.
+        profile: what each node took; None where it was not looked at.
         warnings: what makes these figures less certain, and what to do.
     """
 
@@ -161,6 +163,7 @@ class GroupResult:
     launches: int
     seconds: float
     pause_s: float
+    profile: GroupProfile | None
     warnings: tuple[str, ...]
 
     def to_json(self, *, samples: bool = False) -> dict[str, Any]:
@@ -175,6 +178,7 @@ class GroupResult:
             "launches": self.launches,
             "seconds": self.seconds,
             "pause_s": self.pause_s,
+            "profile": None if self.profile is None else self.profile.to_json(),
             "warnings": list(self.warnings),
         }
         if samples:

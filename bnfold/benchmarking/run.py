@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from bnfold.benchmarking import schedule
 from bnfold.benchmarking.candidates import Group, plan_groups
 from bnfold.benchmarking.conclusions import conclude, machine_warnings
 from bnfold.benchmarking.context import disturbance, load_average, read_context, read_cpu_time
 from bnfold.benchmarking.launches import LaunchRecord, cold_start, launch
-from bnfold.benchmarking.options import BenchmarkOptions
-from bnfold.benchmarking.results import BenchmarkResult
+from bnfold.benchmarking.options import BenchmarkOptions, Compare
+from bnfold.benchmarking.profiles import GroupProfile, compare_profiles
+from bnfold.benchmarking.profiling import profile
+from bnfold.benchmarking.results import BenchmarkResult, GroupResult
 from bnfold.benchmarking.subjects import load_subjects
 from bnfold.errors import InputError
 from bnfold.files import StrPath
+from bnfold.fold.report import FoldReport
+from bnfold.optimizer import inspect
 from bnfold.progress import Progress, silent
+from bnfold.session import provider_name
 
 #: Cold starts beside those of the launches take at most so large a share of a group's time, on top of it.
 _COLD_SHARE = 0.5
@@ -29,6 +35,7 @@ class _Course:
     budget: float
     launches: list[LaunchRecord] = field(default_factory=list)
     colds: list[LaunchRecord] = field(default_factory=list)
+    profile: GroupProfile | None = None
 
 
 def benchmark(
@@ -61,15 +68,20 @@ def benchmark(
     load, before = load_average(), read_cpu_time()
     _measure(courses, options, progress)
     _start_cold(courses, options, progress)
+    _profile(courses, options, progress)
     found = disturbance(before, read_cpu_time())
     context = read_context(load, found, courses[0].launches[0].onnxruntime)
     return BenchmarkResult(
         subjects=subjects,
         options=options,
         context=context,
-        groups=tuple(conclude(course.group, course.launches, course.colds, options) for course in courses),
+        groups=tuple(_conclude(course, options) for course in courses),
         warnings=machine_warnings(context, options),
     )
+
+
+def _conclude(course: _Course, options: BenchmarkOptions) -> GroupResult:
+    return conclude(course.group, course.launches, course.colds, course.profile, options)
 
 
 def _measure(courses: Sequence[_Course], options: BenchmarkOptions, progress: Progress) -> None:
@@ -98,6 +110,21 @@ def _start_cold(courses: Sequence[_Course], options: BenchmarkOptions, progress:
                 seed = (options.seed, index, options.launches + number)
                 course.colds.append(cold_start(course.group, seed))
             progress("cold starts", number * len(courses) + index + 1, total)
+
+
+def _profile(courses: Sequence[_Course], options: BenchmarkOptions, progress: Progress) -> None:
+    """Look at each node's time where that was asked for, and at its placement where a provider may decline it."""
+    reports: dict[Path, FoldReport] = {}
+    for index, course in enumerate(courses):
+        group = course.group
+        declines = any(provider_name(c.setting.provider) != provider_name("cpu") for c in group.candidates)
+        if options.profile or declines:
+            profiles = profile(group, (options.seed, index, options.launches + options.cold_starts))
+            first = group.candidates[0].subject.path
+            if group.compare is Compare.MODELS and len(group.candidates) > 1 and first not in reports:
+                reports[first] = inspect(first)
+            course.profile = compare_profiles(profiles, reports.get(first))
+        progress("profiles", index + 1, len(courses))
 
 
 def _spent(records: Sequence[LaunchRecord]) -> float:
