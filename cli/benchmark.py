@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bnfold.benchmarking import BenchmarkResult, Scenario
 
 #: Kept in step with bnfold.benchmarking.report.FORMATS by a test: --help must not import it.
-SUFFIXES = (".json", ".csv", ".md")
+SUFFIXES = (".json", ".csv", ".md", ".html")
 
 #: Kept in step with bnfold.benchmarking.Kind and Compare by the same test.
 SCENARIOS = ("single-stream", "offline", "poisson")
@@ -90,9 +90,11 @@ def _listed(
               help="Show what each op takes and which fold paid, by ONNX Runtime's own profile.")  # fmt: skip
 @click.option("--out", metavar="FILE", callback=report_file(*SUFFIXES),
               help=f"Write a report: {', '.join(SUFFIXES)} (every sample in .json).")  # fmt: skip
+@click.option("--baseline", "earlier", type=click.Path(), metavar="FILE.json",
+              help="Compare with an earlier run too, from the file that --out wrote.")  # fmt: skip
 @click.option("--fail-if-slower", "limit", type=click.FloatRange(min=0), metavar="PCT",
               help="Exit with 1 if a candidate is shown to be slower than the first by more than PCT per cent: "
-                   "if the whole interval lies beyond it.")  # fmt: skip
+                   "if the whole interval lies beyond it. With --baseline: slower than it was then.")  # fmt: skip
 @common_options
 def command(
     out_: Output,
@@ -102,6 +104,7 @@ def command(
     rates: tuple[float, ...],
     compare: str | None,
     shapes: dict[str, tuple[int, ...]],
+    earlier: str | None,
     out: Path | None,
     limit: float | None,
     **values: Any,
@@ -113,8 +116,7 @@ def command(
     leaves room for chance. Where an option takes several values, every combination is measured.
     """
     from bnfold.benchmarking import BenchmarkOptions, Compare, benchmark
-    from bnfold.benchmarking.report import write_report
-    from bnfold.files import check_output_file
+    from bnfold.benchmarking.report import check_report, write_report
 
     options = BenchmarkOptions(
         scenarios=_scenarios(kinds, streams, rates),
@@ -122,12 +124,12 @@ def command(
         input_shapes=shapes,
         **values,
     )
-    if limit is not None and len(models) * len(options.settings()) < 2:
+    if limit is not None and earlier is None and len(models) * len(options.settings()) < 2:
         raise click.UsageError("--fail-if-slower needs two models or settings, of which the first is the baseline.")
     if out is not None:
-        check_output_file(out)
+        check_report(out)
     with out_.progress() as progress:
-        result = benchmark(models, options, progress)
+        result = benchmark(models, options, progress, earlier=earlier)
     if out is not None:
         write_report(result, out)
     _show(out_, result)

@@ -51,7 +51,7 @@ def test_the_answer_comes_first_and_everything_fits_100_columns(
     )
     candidates = tuple(replace(c, latency=latency, creation=start, first_run=start) for c in (first, second))
     result = replace(measured, groups=(replace(group, candidates=candidates),))
-    monkeypatch.setattr(bnfold.benchmarking, "benchmark", lambda *_: result)
+    monkeypatch.setattr(bnfold.benchmarking, "benchmark", lambda *_, **__: result)
     assert main(["benchmark", "original.onnx", "folded.onnx"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "folded.onnx is 1.24x faster than original.onnx (95 % interval 1.05 to 1.41)"
@@ -78,14 +78,17 @@ def test_json_is_one_document_on_stdout(tmp_path: Path, capsys: pytest.CaptureFi
 def test_options_reach_the_library(monkeypatch: pytest.MonkeyPatch, measured: BenchmarkResult) -> None:
     seen: list[BenchmarkOptions] = []
 
-    def spy(_models: object, options: BenchmarkOptions, _progress: object) -> BenchmarkResult:
+    def spy(_models: object, options: BenchmarkOptions, _progress: object, *, earlier: object) -> BenchmarkResult:
         seen.append(options)
+        assert earlier == "old.json"
         return measured
 
     monkeypatch.setattr(bnfold.benchmarking, "benchmark", spy)
     arguments = "--provider cpu,cuda --provider tensorrt --batch 1,8 --threads 1 --threads 2 --level all,basic"
     arguments += " --time 3 --launches 4 --cold-starts 7 --seed 5 --input-shape a=b=1,2 --input-shape s="
-    arguments += " --no-control --spinning on,off --io-binding on --cuda-graph off,on --compare settings"
+    arguments += (
+        " --no-control --spinning on,off --io-binding on --cuda-graph off,on --compare settings --baseline old.json"
+    )
     arguments += " --scenario single-stream,offline --scenario poisson --streams 1,2 --rate 50 --rate 0.5"
     assert main(["benchmark", "m.onnx", *arguments.split()]) == 0
     assert seen == [
@@ -136,7 +139,7 @@ def test_fail_if_slower_fails_only_where_the_whole_interval_is_beyond(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     result = planted(measured, *ratio)
-    monkeypatch.setattr(bnfold.benchmarking, "benchmark", lambda *_: result)
+    monkeypatch.setattr(bnfold.benchmarking, "benchmark", lambda *_, **__: result)
     assert main(["benchmark", "a.onnx", "b.onnx", "--fail-if-slower", limit]) == code
     captured = capsys.readouterr()
     text = " ".join((captured.out + captured.err).split())

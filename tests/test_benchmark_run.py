@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from benchmark_models import FAILS_TO_RUN, RELU, children, running, write
 from bnfold.benchmarking import BenchmarkOptions, BenchmarkResult, Kind, Scenario, benchmark
 from bnfold.benchmarking.options import Setting
 from bnfold.benchmarking.process import Worker, thread_states
-from bnfold.benchmarking.report import FORMATS, as_csv, as_json, as_markdown, write_report
+from bnfold.benchmarking.report import FORMATS, as_csv, as_html, as_json, as_markdown, write_report
 from bnfold.benchmarking.statistics import Verdict
 from bnfold.errors import BnfoldError, InputError, ModelError, OutputError, ProviderError, WorkerError
 
@@ -136,8 +137,23 @@ def test_a_report_s_suffix_names_its_format(suffix: str, result: BenchmarkResult
     assert (tmp_path / f"out{suffix}").read_text() == FORMATS[suffix](result)
 
 
+def test_the_page_answers_first_and_loads_nothing_from_elsewhere(result: BenchmarkResult) -> None:
+    text = as_html(result)
+    assert text.index(result.sentences()[0]) < text.index("<table")
+    assert not re.search(r"""(src|href)\s*=\s*["']?(?!#)\w""", text)
+    assert text.count('<svg class="plot"') == 3 * len(result.groups)  # latency, speed-up, speed-up of the creation
+    assert result.subjects[0].sha256 in text
+
+
+def test_what_a_file_is_called_is_no_part_of_the_page(tmp_path: Path) -> None:
+    found = benchmark([write(tmp_path / "<b>&.onnx")], SHORT)
+    text = as_html(found)
+    assert "<b>" not in text
+    assert "&lt;b&gt;&amp;.onnx" in text
+
+
 def test_a_report_of_an_unknown_format_is_refused(result: BenchmarkResult, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"use one of \.json, \.csv, \.md"):
+    with pytest.raises(OutputError, match=r"use one of \.json, \.csv, \.md, \.html"):
         write_report(result, tmp_path / "out.xml")
 
 

@@ -22,6 +22,7 @@
     statistics.py   intervals and verdicts (pure)
     conclusions.py  from samples to figures and warnings (pure)
     context.py      the machine, and who else used it
+    earlier.py      comparison with an earlier run
     results.py      what came out, as plain data
     tables.py       the same as people read it
     report.py       the same as CSV, Markdown and JSON files

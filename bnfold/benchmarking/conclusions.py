@@ -15,7 +15,7 @@ from bnfold.benchmarking.options import BenchmarkOptions
 from bnfold.benchmarking.profiles import GroupProfile, misplaced, timing_caveat
 from bnfold.benchmarking.results import CandidateResult, GroupResult, Spread
 from bnfold.benchmarking.scenario import Kind
-from bnfold.benchmarking.statistics import Comparison, Floats, compare, median_interval, percentiles
+from bnfold.benchmarking.statistics import Comparison, Floats, compare, median_interval, percentiles, round_medians
 
 #: Which percentiles of the latency are told.
 PERCENTS = (50.0, 90.0, 99.0, 99.9)
@@ -57,7 +57,7 @@ def conclude(
     candidates = tuple(
         CandidateResult(
             candidate=candidate,
-            comparison=_compared(warm, index, has_control, round_medians),
+            comparison=_compared(warm, index, has_control, _steady),
             creation_comparison=_compared(
                 [w + c for w, c in zip(warm, cold, strict=True)], index, has_control, _creations
             ),
@@ -69,7 +69,7 @@ def conclude(
     )
     against_itself = None
     if has_control:
-        against_itself = compare(round_medians(warm[-1]), round_medians(warm[0]), None).latency_ratio
+        against_itself = compare(_steady(warm[-1]), _steady(warm[0]), None).latency_ratio
     return GroupResult(
         group=group,
         candidates=candidates,
@@ -118,9 +118,9 @@ def _figures(group: Group, candidate: Candidate, warm: Records, cold: Records, s
     }
 
 
-def round_medians(records: Sequence[ProcessRecord]) -> list[Floats]:
+def _steady(records: Sequence[ProcessRecord]) -> list[Floats]:
     """The median of each round's block, by launch."""
-    return [np.maximum([np.median(block) for block in record.rounds], 1.0).astype(np.float64) for record in records]
+    return [round_medians(record.rounds) for record in records]
 
 
 def _creations(records: Sequence[ProcessRecord]) -> list[Floats]:

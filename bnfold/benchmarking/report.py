@@ -1,4 +1,4 @@
-"""A result as the text of a file: JSON with every sample, CSV, Markdown."""
+"""A result as the text of a file: JSON with every sample, CSV, Markdown, HTML."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from bnfold.benchmarking.results import BenchmarkResult, Spread
 from bnfold.benchmarking.statistics import Interval
 from bnfold.benchmarking.tables import Table, context_sentence, notes, tables
 from bnfold.errors import OutputError
-from bnfold.files import StrPath, write_text
+from bnfold.extras import require
+from bnfold.files import StrPath, check_output_file, write_text
 
 Row = dict[str, object]
 
@@ -118,12 +119,38 @@ def _escape(text: str) -> str:
     return text.replace("|", "\\|").replace("_", "\\_").replace("*", "\\*")
 
 
+def as_html(result: BenchmarkResult) -> str:
+    """A page that a person opens in a browser: plots inline, nothing loaded from elsewhere.
+
+    Raises:
+        MissingExtraError: jinja2 or matplotlib is not installed.
+    """
+    from bnfold.reporting.benchmark_page import benchmark_page  # only who wants a page needs what makes it
+
+    return benchmark_page(result)
+
+
 #: What each suffix of an output file stands for.
 FORMATS: Mapping[str, Callable[[BenchmarkResult], str]] = {
     ".json": as_json,
     ".csv": as_csv,
     ".md": as_markdown,
+    ".html": as_html,
 }
+
+
+def check_report(path: StrPath) -> None:
+    """Find out before a long measurement whether its report can be written.
+
+    Raises:
+        OutputError: the suffix is unknown or no file can be created there.
+        MissingExtraError: a package that the format needs is not installed.
+    """
+    _format_of(path)
+    check_output_file(path)
+    if Path(path).suffix.lower() == ".html":
+        require("jinja2", "plot")
+        require("matplotlib", "plot")
 
 
 def write_report(result: BenchmarkResult, path: StrPath) -> None:
@@ -132,7 +159,11 @@ def write_report(result: BenchmarkResult, path: StrPath) -> None:
     Raises:
         OutputError: the suffix is unknown or the file cannot be written.
     """
+    write_text(path, _format_of(path)(result))
+
+
+def _format_of(path: StrPath) -> Callable[[BenchmarkResult], str]:
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
         raise OutputError(f"{path}: unknown suffix {suffix!r}; use one of {', '.join(FORMATS)}")
-    write_text(path, FORMATS[suffix](result))
+    return FORMATS[suffix]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,6 +188,48 @@ class GroupResult:
 
 
 @dataclass(frozen=True)
+class EarlierComparison:
+    """A candidate against itself in an earlier run.
+
+    Attributes:
+        label: the candidate, its setting included where that is what differs in its group.
+        title: of its group.
+        earlier: the file of the earlier run.
+        yardstick: the model, the same in both runs, that it was measured against in both; None without one.
+        same_file: whether the model's file is the same as then.
+        comparison: below 1 is faster than then.
+    """
+
+    label: str
+    title: str
+    earlier: str
+    yardstick: str | None
+    same_file: bool
+    comparison: Comparison
+
+    def to_json(self) -> dict[str, Any]:
+        """The comparison as plain data."""
+        return {
+            "label": self.label,
+            "title": self.title,
+            "earlier": self.earlier,
+            "yardstick": self.yardstick,
+            "same_file": self.same_file,
+            "comparison": self.comparison.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """A comparison, and what its sides are called in a sentence."""
+
+    where: str
+    label: str
+    baseline: str
+    comparison: Comparison
+
+
+@dataclass(frozen=True)
 class BenchmarkResult:
     """What a benchmark found.
 
@@ -196,6 +238,7 @@ class BenchmarkResult:
         options: how they were measured.
         context: where.
         groups: candidates that were compared with each other.
+        earlier: what was compared with an earlier run; None where that was not asked for.
         warnings: what makes all figures less certain, and what to do; each group has its own besides.
     """
 
@@ -203,6 +246,7 @@ class BenchmarkResult:
     options: BenchmarkOptions
     context: Context
     groups: tuple[GroupResult, ...]
+    earlier: tuple[EarlierComparison, ...] | None
     warnings: tuple[str, ...]
 
     @property
@@ -215,20 +259,19 @@ class BenchmarkResult:
     def sentences(self) -> tuple[str, ...]:
         """The answer in words: one sentence for each comparison."""
         return tuple(
-            self._where(group) + sentence(*_subjects(group, candidate), candidate.comparison)
-            for group in self.groups
-            for candidate in group.candidates
-            if candidate.comparison is not None
+            verdict.where + sentence(verdict.label, verdict.baseline, verdict.comparison)
+            for verdict in (*self._among_themselves(), *self._with_earlier())
         )
 
-    def _where(self, group: GroupResult) -> str:
-        told = len(self.groups) > 1 or group.group.compare is Compare.SETTINGS
-        return f"{group.group.title}: " if told else ""
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """The comparison of each of :meth:`sentences`."""
+        return tuple(verdict.comparison for verdict in (*self._among_themselves(), *self._with_earlier()))
 
     def slower_than(self, percent: float) -> tuple[str, ...]:
         """A sentence for each comparison that shows a slowdown of more than ``percent``.
 
-        Shown means that the whole interval lies beyond it, so that noise alone does not fail a build.
+        Shown means that the whole interval lies beyond it, so that noise alone does not fail a build. Where an earlier
+        run was given, only the comparisons with it count.
         """
         return self._slowdowns(percent, shown=True)
 
@@ -238,12 +281,32 @@ class BenchmarkResult:
 
     def _slowdowns(self, percent: float, *, shown: bool) -> tuple[str, ...]:
         return tuple(
-            self._where(group) + slowdown(*_subjects(group, candidate), ratio, percent)
-            for group in self.groups
-            for candidate in group.candidates
-            if candidate.comparison is not None
-            and beyond(ratio := candidate.comparison.latency_ratio, percent) is shown
+            verdict.where + slowdown(verdict.label, verdict.baseline, verdict.comparison.latency_ratio, percent)
+            for verdict in (self._among_themselves() if self.earlier is None else self._with_earlier())
+            if beyond(verdict.comparison.latency_ratio, percent) is shown
         )
+
+    def _among_themselves(self) -> Iterator[_Verdict]:
+        for group in self.groups:
+            first = group.candidates[0].label
+            for candidate in group.candidates:
+                if candidate.comparison is None:
+                    continue
+                if group.group.compare is Compare.SETTINGS:
+                    label, baseline = f"with {candidate.label} it", f"with {first}"
+                else:
+                    label, baseline = candidate.label, first
+                yield _Verdict(self._where(group), label, baseline, candidate.comparison)
+
+    def _with_earlier(self) -> Iterator[_Verdict]:
+        for found in self.earlier or ():
+            where = f"{found.title}: " if len(self.groups) > 1 else ""
+            relative = f", relative to {found.yardstick}," if found.yardstick else ""
+            yield _Verdict(where, found.label, f"in {found.earlier}{relative}", found.comparison)
+
+    def _where(self, group: GroupResult) -> str:
+        told = len(self.groups) > 1 or group.group.compare is Compare.SETTINGS
+        return f"{group.group.title}: " if told else ""
 
     def to_json(self, *, samples: bool = False) -> dict[str, Any]:
         """The result as plain data; times in seconds, except raw samples, which are whole ns a run.
@@ -258,16 +321,9 @@ class BenchmarkResult:
             "context": self.context.to_json(),
             "answers": list(self.sentences()),
             "groups": [group.to_json(samples=samples) for group in self.groups],
+            "earlier": None if self.earlier is None else [found.to_json() for found in self.earlier],
             "warnings": list(self.warnings),
         }
-
-
-def _subjects(group: GroupResult, candidate: CandidateResult) -> tuple[str, str]:
-    """What a sentence calls the candidate and the first of its group."""
-    first = group.candidates[0].label
-    if group.group.compare is Compare.SETTINGS:
-        return f"with {candidate.label} it", f"with {first}"
-    return candidate.label, first
 
 
 def beyond(ratio: Interval, percent: float) -> bool | None:

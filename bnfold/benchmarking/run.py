@@ -10,6 +10,7 @@ from bnfold.benchmarking import schedule
 from bnfold.benchmarking.candidates import Group, plan_groups
 from bnfold.benchmarking.conclusions import conclude, machine_warnings
 from bnfold.benchmarking.context import disturbance, load_average, read_context, read_cpu_time
+from bnfold.benchmarking.earlier import load_earlier
 from bnfold.benchmarking.launches import LaunchRecord, cold_start, launch
 from bnfold.benchmarking.options import BenchmarkOptions, Compare
 from bnfold.benchmarking.profiles import GroupProfile, compare_profiles
@@ -39,7 +40,11 @@ class _Course:
 
 
 def benchmark(
-    models: Sequence[StrPath], options: BenchmarkOptions | None = None, progress: Progress = silent
+    models: Sequence[StrPath],
+    options: BenchmarkOptions | None = None,
+    progress: Progress = silent,
+    *,
+    earlier: StrPath | None = None,
 ) -> BenchmarkResult:
     """Compare the latency of candidates, each with that of the first in its group.
 
@@ -52,10 +57,12 @@ def benchmark(
             comparison.
         options: see :class:`BenchmarkOptions`.
         progress: called after every launch.
+        earlier: the JSON file of an earlier run, to compare with what was measured then.
 
     Raises:
         ModelError: a model cannot be loaded or run, or takes other inputs than the first.
-        InputError: no models were given, or an input's shape is still open or does not fit.
+        InputError: no models were given, an input's shape is still open or does not fit, or the earlier run cannot be
+            read or has nothing in common with this one.
         ProviderError: a provider is unknown, not there, or cannot run.
         MissingExtraError: onnxruntime is not installed.
         WorkerError: a process failed or was killed.
@@ -63,20 +70,26 @@ def benchmark(
     options = options or BenchmarkOptions()
     if not models:
         raise InputError("a benchmark needs at least one model")
+    before = None if earlier is None else load_earlier(earlier)
     subjects = load_subjects(models)
     courses = [_Course(group, options.seconds_for(len(group.candidates))) for group in plan_groups(subjects, options)]
-    load, before = load_average(), read_cpu_time()
+    if before is not None:
+        before.check([course.group for course in courses])
+    load, started = load_average(), read_cpu_time()
     _measure(courses, options, progress)
     _start_cold(courses, options, progress)
     _profile(courses, options, progress)
-    found = disturbance(before, read_cpu_time())
+    found = disturbance(started, read_cpu_time())
     context = read_context(load, found, courses[0].launches[0].onnxruntime)
+    groups = tuple(_conclude(course, options) for course in courses)
+    doubts = () if before is None else tuple(before.warnings(groups, context))
     return BenchmarkResult(
         subjects=subjects,
         options=options,
         context=context,
-        groups=tuple(_conclude(course, options) for course in courses),
-        warnings=machine_warnings(context, options),
+        groups=groups,
+        earlier=None if before is None else before.compare(groups),
+        warnings=(*machine_warnings(context, options), *doubts),
     )
 
 

@@ -108,21 +108,49 @@ def compare(candidate: Sequence[Floats], baseline: Sequence[Floats], control: Se
         baseline: the same for the baseline, round by round beside it.
         control: the same for a second process of the baseline, or None.
     """
-    effects = launch_effects(candidate, baseline)
-    floor = None
-    if control is not None:
-        effects = (effects + launch_effects(candidate, control)) / 2
-        floor = noise_floor(launch_effects(control, baseline))
+    effects = paired_effects(candidate, baseline, control)
+    floor = None if control is None else noise_floor(launch_effects(control, baseline))
     estimate, half = mean_effect(effects)
     half = max(half, floor or 0.0)
     ratio = Interval(*(float(np.exp(value)) for value in (estimate, estimate - half, estimate + half)))
     return Comparison(ratio, None if floor is None else float(np.expm1(floor)))
 
 
+def round_medians(rounds: Sequence[Sequence[int]]) -> Floats:
+    """The median of each round of a launch, at least 1."""
+    return np.maximum([np.median(block) for block in rounds], 1.0).astype(np.float64)
+
+
+def paired_effects(candidate: Sequence[Floats], baseline: Sequence[Floats], control: Sequence[Floats] | None) -> Floats:
+    """The effect in each launch, against the baseline, or the mean of that and of the one against its control."""
+    effects = launch_effects(candidate, baseline)
+    return effects if control is None else (effects + launch_effects(candidate, control)) / 2
+
+
 def launch_effects(candidate: Sequence[Floats], reference: Sequence[Floats]) -> Floats:
     """For each launch, the median over its rounds of the log latency of the candidate over the reference's."""
     pairs = zip(candidate, reference, strict=True)
     return np.array([float(np.median(np.log(ours) - np.log(theirs))) for ours, theirs in pairs])
+
+
+def launch_levels(candidate: Sequence[Floats]) -> Floats:
+    """For each launch, the median over its rounds of the log latency."""
+    return np.array([float(np.median(np.log(rounds))) for rounds in candidate])
+
+
+def welch(ours: Floats, theirs: Floats) -> tuple[float, float]:
+    """The difference of two means whose samples are not paired, and the half-width of Welch's interval.
+
+    Args:
+        ours: at least two values.
+        theirs: the same; their variance may differ.
+    """
+    parts = [float(values.var(ddof=1)) / len(values) for values in (ours, theirs)]
+    difference = float(ours.mean() - theirs.mean())
+    if sum(parts) == 0:
+        return difference, 0.0
+    spread = sum(part**2 / (len(values) - 1) for part, values in zip(parts, (ours, theirs), strict=True))
+    return difference, student_t(sum(parts) ** 2 / spread) * math.sqrt(sum(parts))
 
 
 def mean_effect(effects: Floats) -> tuple[float, float]:
@@ -188,7 +216,7 @@ def _resampled_percentiles(
     return results
 
 
-def student_t(freedom: int, probability: float = (1 + _CONFIDENCE) / 2) -> float:
+def student_t(freedom: float, probability: float = (1 + _CONFIDENCE) / 2) -> float:
     """The quantile of Student's t distribution.
 
     Args:

@@ -28,7 +28,12 @@ if TYPE_CHECKING:
     from bnfold.verification.verdict import Run
 
 
-def _render(template: str, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
+    """Fill a template of this folder.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+    """
     jinja2 = require("jinja2", "plot")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -38,6 +43,7 @@ def _render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["sentence"] = _sentence
+    environment.filters["zip"] = zip
     text: str = environment.get_template(template).render(**values)
     return text
 
@@ -74,7 +80,7 @@ def write_fold_report(result: OptimizeResult, source: Path, path: Path, *, befor
     report = result.report
     graphs = fold_page.graphs(compare(then, now, report), report)
     rows = fold_page.op_rows(then, now)
-    page = _render(
+    page = render(
         "folds.html.jinja",
         title=f"What bnfold did to {source.name}",
         source=source.name,
@@ -101,7 +107,7 @@ def write_demo_report(result: DemoResult, path: Path) -> None:
         MissingExtraError: jinja2 or matplotlib is not installed.
     """
     before, after = _op_counts(ir.load(result.original)), _op_counts(ir.load(result.optimized))
-    page = _render(
+    page = render(
         "demo.html.jinja",
         title="bnfold demo",
         rows=fold_page.told(result.report),

@@ -154,11 +154,53 @@ def latency_distributions(samples: Mapping[str, NDArray[np.float64]]) -> str:
     return _svg(figure)
 
 
-def ratio_intervals(rows: Sequence[tuple[str, float, float, float]]) -> str:
+def latency_ranges(samples: Mapping[str, NDArray[np.float64]]) -> str:
+    """Latency of many candidates, one below the other: the middle half, the middle eight tenths, and the median.
+
+    Args:
+        samples: latencies in milliseconds by candidate.
+    """
+    figure = _figure(8.4, 0.9 + 0.36 * len(samples))
+    axes = _axes(figure, 1, 1, 1)
+    axes.grid(visible=False)
+    axes.grid(axis="x", color=_LINE, linewidth=0.8)
+    for row, values in enumerate(samples.values()):
+        low, first, median, third, high = np.percentile(values, (10, 25, 50, 75, 90))
+        axes.plot([low, high], [row, row], color=COLOURS[0], linewidth=1.4)
+        axes.plot([first, third], [row, row], color=COLOURS[0], linewidth=6, alpha=0.55, solid_capstyle="butt")
+        axes.plot(median, row, "|", color=COLOURS[1], markersize=14, markeredgewidth=2)
+    axes.set_yticks(range(len(samples)), list(samples))
+    axes.set_ylim(len(samples) - 0.4, -0.6)
+    axes.set(xlabel="latency of one run (ms): median, middle half, middle 80 %")
+    return _svg(figure)
+
+
+def op_times(rows: Sequence[tuple[str, float, float]]) -> str:
+    """The time of each op type before and after, as paired bars.
+
+    Args:
+        rows: op type, microseconds before, microseconds after.
+    """
+    figure = _figure(8.4, 0.9 + 0.36 * len(rows))
+    axes = _axes(figure, 1, 1, 1)
+    axes.grid(visible=False)
+    positions = np.arange(len(rows))
+    for offset, index, colour, label in ((-0.19, 1, COLOURS[0], "before"), (0.19, 2, COLOURS[1], "after")):
+        bars = axes.barh(positions + offset, [row[index] for row in rows], height=0.36, color=colour, label=label)
+        axes.bar_label(bars, labels=[f"{row[index]:.3g}" for row in rows], padding=3, fontsize=8)
+    axes.set_yticks(positions, [row[0] for row in rows])
+    axes.invert_yaxis()
+    axes.set(xlabel="microseconds in each run")
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    return _svg(figure)
+
+
+def ratio_intervals(rows: Sequence[tuple[str, float, float, float]], baseline: str = "the original") -> str:
     """Speed-ups with their intervals, around the line of no difference.
 
     Args:
         rows: label, low end, estimate and high end of each speed-up.
+        baseline: over what.
     """
     figure = _figure(8.4, 0.9 + 0.45 * len(rows))
     axes = _axes(figure, 1, 1, 1)
@@ -171,5 +213,5 @@ def ratio_intervals(rows: Sequence[tuple[str, float, float, float]]) -> str:
                       fontsize=8)  # fmt: skip
     axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.8)
-    axes.set(xlabel="speed-up over the original (1 is no difference), 95 % interval")
+    axes.set(xlabel=f"speed-up over {baseline} (1 is no difference), 95 % interval")
     return _svg(figure)
