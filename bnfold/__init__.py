@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from bnfold.recalibration import RecalibrateOptions as RecalibrateOptions
     from bnfold.recalibration import RecalibrateResult as RecalibrateResult
     from bnfold.recalibration import recalibrate as recalibrate
+    from bnfold.studies import StudyOptions as StudyOptions
+    from bnfold.studies import StudyResult as StudyResult
+    from bnfold.studies import study as study
     from bnfold.training import TrainOptions as TrainOptions
     from bnfold.training import TrainResult as TrainResult
     from bnfold.training import train as train
@@ -57,6 +60,8 @@ _HOME = {
     "PredictResult": "bnfold.deployment",
     "RecalibrateOptions": "bnfold.recalibration",
     "RecalibrateResult": "bnfold.recalibration",
+    "StudyOptions": "bnfold.studies",
+    "StudyResult": "bnfold.studies",
     "TrainOptions": "bnfold.training",
     "TrainResult": "bnfold.training",
     "VerifyOptions": "bnfold.verification",
@@ -69,6 +74,7 @@ _HOME = {
     "optimize": "bnfold.optimizer",
     "predict": "bnfold.deployment",
     "recalibrate": "bnfold.recalibration",
+    "study": "bnfold.studies",
     "train": "bnfold.training",
     "verify": "bnfold.verification",
 }

@@ -1,0 +1,89 @@
+"""A study's pages: HTML that stands alone, Markdown with PNG beside it, and the figures as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from bnfold.files import write_bytes, write_json, write_text
+from bnfold.reporting import study_plots
+from bnfold.reporting.html import render
+from bnfold.studies.result import Finding, Outcome, StudyResult
+
+
+def write_study(result: StudyResult) -> None:
+    """Write all pages of a study into its folder.
+
+    Raises:
+        OutputError: a file cannot be written.
+        MissingExtraError: jinja2 or matplotlib is not installed.
+    """
+    folder = result.folder
+    for outcome in result.outcomes:
+        title = f"{outcome.title} · bnfold study"
+        plot = study_plots.svg(outcome.charts)
+        write_bytes(folder / f"{outcome.name}.png", study_plots.png(outcome.charts))
+        write_text(folder / f"{outcome.name}.md", _markdown(outcome, result))
+        write_text(
+            folder / f"{outcome.name}.html",
+            render("study.html.jinja", title=title, outcome=outcome, plot=plot, result=result),
+        )
+    write_text(folder / "README.md", _summary(result))
+    write_text(folder / "index.html", render("study_index.html.jinja", title="bnfold study", result=result))
+    write_json(folder / "study.json", result.to_json())
+
+
+def _summary(result: StudyResult) -> str:
+    lines = ["# The claims made for batch norm, measured again", "", _provenance(result), ""]
+    lines += _rows(("experiment", "claim", "seen here", "95 % interval", "allowed", "verdict"), _summary_cells(result))
+    return "\n".join(lines) + "\n"
+
+
+def _summary_cells(result: StudyResult) -> Iterator[tuple[str, ...]]:
+    for outcome in result.outcomes:
+        for number, finding in enumerate(outcome.findings):
+            name = f"[{outcome.name}]({outcome.name}.md)" if not number else ""
+            yield (
+                name,
+                f"{finding.claim} ([{finding.source.authors}]({finding.source.url}))",
+                finding.estimate,
+                finding.interval,
+                finding.region.words,
+                f"**{finding.verdict}**",
+            )
+
+
+def _markdown(outcome: Outcome, result: StudyResult) -> str:
+    lines = [f"# {outcome.title}", "", f"**{outcome.verdict.capitalize()}.** {_provenance(result)}", ""]
+    lines += [outcome.setup, ""]
+    headings = ("claim", "measured", "seen", "95 % interval", "allowed", "verdict")
+    lines += _rows(headings, (_finding_cells(finding) for finding in outcome.findings))
+    lines += ["", f"![{', '.join(chart.title for chart in outcome.charts)}]({outcome.name}.png)", ""]
+    for table in outcome.tables:
+        lines += [f"**{table.title}**", "", *_rows(table.columns, table.rows), ""]
+    lines += [f"What this cannot show: {outcome.caveats}"]
+    return "\n".join(lines) + "\n"
+
+
+def _finding_cells(finding: Finding) -> tuple[str, ...]:
+    source = f"[{finding.source.authors}]({finding.source.url})"
+    return (
+        f"{finding.claim} ({source})",
+        finding.quantity,
+        finding.estimate,
+        finding.interval,
+        finding.region.words,
+        f"**{finding.verdict}**",
+    )
+
+
+def _provenance(result: StudyResult) -> str:
+    names = " ".join(outcome.name for outcome in result.outcomes)
+    options = f"{' --quick' if result.quick else ''} --seeds {result.seeds}"
+    return f"{result.seeds} seeds an arm; `bnfold study {names}{options}` measures it anew."
+
+
+def _rows(headings: Sequence[str], rows: Iterator[tuple[str, ...]] | Sequence[tuple[str, ...]]) -> list[str]:
+    """A Markdown table; a bar inside a cell is text."""
+    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return lines
