@@ -23,6 +23,21 @@ fails (float[N, 3, 4] x) => (float[M, K, L] y) {
 """
 
 
+#: Fails in some of its runs: an index is drawn anew each time, and one in twenty-five does not exist.
+FAILS_SOMETIMES = """
+<ir_version: 9, opset_import: ["" : 17]>
+fails (float[N, 3, 4] x) => (float[1, 4] y)
+<float fifty = {50.0}, int64[2] shape = {-1, 4}, int64[2] count = {16, 1}> {
+    draw = RandomUniform<shape = [1], seed = 1.0>()
+    scaled = Mul(draw, fifty)
+    index = Cast<to = 7>(scaled)
+    rows = Reshape(x, shape)
+    many = Tile(rows, count)
+    y = Gather<axis = 0>(many, index)
+}
+"""
+
+
 def write(path: Path, text: str = RELU) -> Path:
     """Write a model given as ONNX text."""
     onnx.save(onnx.parser.parse_model(text), path)
@@ -53,3 +68,8 @@ def running(pids: Sequence[int]) -> list[int]:
         if state not in "ZX":
             alive.append(pid)
     return alive
+
+
+def processor_ns(pid: int) -> int:
+    """The processor time that all threads of a process have used so far, in ns, as Linux' scheduler counts it."""
+    return sum(int(stat.read_text().split()[0]) for stat in Path(f"/proc/{pid}/task").glob("*/schedstat"))

@@ -14,18 +14,24 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from benchmark_models import FAILS_TO_RUN, RELU, children, running, write
+from benchmark_models import FAILS_SOMETIMES, FAILS_TO_RUN, RELU, children, running, write
 
 from bnfold.benchmarking import BenchmarkOptions, BenchmarkResult, Kind, Scenario, benchmark
+from bnfold.benchmarking.conclusions import conclude, machine_warnings
+from bnfold.benchmarking.context import Disturbance
+from bnfold.benchmarking.launches import LaunchRecord
 from bnfold.benchmarking.options import Setting
 from bnfold.benchmarking.process import Worker, thread_states
 from bnfold.benchmarking.report import FORMATS, as_csv, as_html, as_json, as_markdown, write_report
 from bnfold.benchmarking.statistics import Verdict
+from bnfold.benchmarking.tables import notes
 from bnfold.errors import BnfoldError, InputError, ModelError, OutputError, ProviderError, WorkerError
 
 SHORT = BenchmarkOptions(seconds=0.1, launches=2, cold_starts=0, threads=(1,))
@@ -92,6 +98,80 @@ def test_the_context_names_the_machine_and_the_versions(result: BenchmarkResult)
     assert context.cores >= len(context.affinity) >= 1
     assert context.onnxruntime.count(".") == 2
     assert context.disturbance is None or context.disturbance.others >= 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"disturbance": Disturbance(1.2, 0.0)}, "other processes kept 1.2 of 4 cores at work"),
+        ({"disturbance": Disturbance(0.0, 0.5)}, "denied 0.5 cores by its host"),
+        ({"disturbance": Disturbance(0.0, 0.0, 0.7), "quota": 1.5}, "a quota of 1.5 cores on processor time stopped"),
+        ({"affinity": (0,)}, "2 threads were asked for and 1 cores are available"),
+        ({"governor": "powersave"}, "the frequency governor is powersave"),
+        ({"available_bytes": 1 << 20}, "may have been swapped"),
+    ],
+)
+def test_what_disturbs_a_measurement_is_said_with_what_to_do(
+    changes: dict[str, Any], said: str, result: BenchmarkResult
+) -> None:
+    quiet = replace(
+        result.context, cores=4, affinity=(0, 1, 2, 3), governor="performance", available_bytes=1 << 40,
+        disturbance=Disturbance(0.0, 0.0), quota=None,
+    )  # fmt: skip
+    options = BenchmarkOptions(threads=(2,))
+    assert machine_warnings(quiet, options, result.groups) == ()
+    warnings = machine_warnings(replace(quiet, **changes), options, result.groups)
+    assert said in warnings[0]
+    assert ";" in warnings[0]
+
+
+def test_an_interval_that_is_wide_is_said_with_what_to_do(result: BenchmarkResult) -> None:
+    group = result.groups[0]
+    record = group.candidates[0].records[0]
+    generator = np.random.default_rng(0)
+    launches = [
+        LaunchRecord(
+            1.0,
+            0.1,
+            "1",
+            tuple(
+                replace(record, steady=False, runs_per_sample=1, rounds=((int(1e6 * factor),),) * 4)
+                for factor in generator.lognormal(0, 0.2, 3)
+            ),
+        )
+        for _ in range(3)
+    ]
+    warnings = " ".join(conclude(group.group, launches, (), None, BenchmarkOptions()).warnings)
+    assert "only 3 of 5 launches fit into 10 s" in warnings
+    assert "give --time 17 or more" in warnings
+    assert "copy.onnx had not reached a steady latency after its warm-up in 3 of 3 launches" in warnings
+    assert "the interval of copy.onnx is wide" in warnings
+
+
+def test_a_server_that_falls_behind_is_said_with_what_to_do(result: BenchmarkResult) -> None:
+    group = result.groups[0]
+    record = replace(group.candidates[0].records[0], busy_s=0.99, span_s=1.0, runs_per_sample=1)
+    setting = Setting(scenario=Scenario(Kind.POISSON, rate=100))
+    candidates = tuple(replace(c.candidate, setting=setting) for c in group.candidates)
+    launches = [LaunchRecord(1.0, 0.1, "1", (record,) * 3)] * 5
+    found = conclude(replace(group.group, candidates=candidates), launches, (), None, BenchmarkOptions())
+    assert found.candidates[0].utilisation == pytest.approx(0.99)
+    assert found.candidates[0].throughput is None
+    assert "busy for 99 % of the time" in " ".join(found.warnings)
+
+
+def test_other_scenarios_come_out_of_the_same_benchmark(tmp_path: Path) -> None:
+    scenarios = (Scenario(Kind.OFFLINE, streams=2), Scenario(Kind.POISSON, rate=400))
+    options = replace(SHORT, scenarios=scenarios, bindings=(True,), spinnings=(False,))
+    offline, poisson = benchmark([write(tmp_path / "m.onnx")], options).groups
+    assert offline.candidates[0].throughput is not None
+    assert offline.candidates[0].latency[99.0] is None  # of averages only the median is told
+    assert poisson.candidates[0].throughput is None
+    assert 0 < (poisson.candidates[0].utilisation or 0) <= 1
+    assert poisson.candidates[0].samples == 2 * 2 * 100  # launches, rounds, a quarter of a second each
+    texts = [next(iter(notes(group))) for group in (offline, poisson)]
+    assert "empty a queue" in texts[0]
+    assert "scheduled arrival" in texts[1]
 
 
 def test_json_holds_every_sample_only_where_asked(result: BenchmarkResult) -> None:
@@ -180,6 +260,7 @@ def test_external_data_counts_into_size_and_hash(tmp_path: Path) -> None:
     ("text", "kind", "said"),
     [
         (FAILS_TO_RUN, ModelError, r"second\.onnx: ONNX Runtime failed while running the model"),
+        (FAILS_SOMETIMES, ModelError, r"second\.onnx: ONNX Runtime failed while running the model: .*Gather"),
         (RELU.replace("3, 4] ", "3, 5] "), ModelError, r"second\.onnx takes the input x .* and first\.onnx"),
         (RELU.replace(" x)", " w)").replace("(x)", "(w)"), ModelError, r"second\.onnx takes the inputs w"),
     ],

@@ -176,9 +176,23 @@ def _reach(comparison: Comparison) -> float:
     return comparison.latency_ratio.high / comparison.latency_ratio.estimate - 1
 
 
-def machine_warnings(context: Context, options: BenchmarkOptions) -> tuple[str, ...]:
+def machine_warnings(context: Context, options: BenchmarkOptions, groups: Sequence[GroupResult]) -> tuple[str, ...]:
     """What about the machine makes the figures less certain, and what to do about it."""
-    return tuple(_machine_warnings(context, options))
+    return (*_machine_warnings(context, options), *_memory_warnings(context, groups))
+
+
+def _memory_warnings(context: Context, groups: Sequence[GroupResult]) -> Iterator[str]:
+    if context.available_bytes is None:
+        return
+    for group in groups:
+        first = group.control_records[:1] and group.candidates[0].peak_bytes
+        needed = sum(candidate.peak_bytes for candidate in group.candidates) + (first or 0)
+        if needed > _SHORT_OF_MEMORY * context.available_bytes:
+            yield (
+                f"{group.group.title}: the processes held {needed / 2**30:.1f} GiB together and "
+                f"{context.available_bytes / 2**30:.1f} GiB were free, so that they may have been swapped; "
+                "compare fewer candidates at a time, or free memory"
+            )
 
 
 def _machine_warnings(context: Context, options: BenchmarkOptions) -> Iterator[str]:
@@ -192,6 +206,12 @@ def _machine_warnings(context: Context, options: BenchmarkOptions) -> Iterator[s
         yield (
             f"this virtual machine was denied {disturbance.stolen:.1f} cores by its host while this ran; "
             "measure at another time or on a machine of your own"
+        )
+    if disturbance is not None and disturbance.throttled > 0:
+        granted = "" if context.quota is None else f" of {context.quota:g} cores"
+        yield (
+            f"a quota{granted} on processor time stopped the processes for {disturbance.throttled:.1f} s; measure "
+            "without it, or give no more --threads than it grants"
         )
     available = len(context.affinity)
     if max(options.threads) > available:

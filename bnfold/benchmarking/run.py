@@ -89,7 +89,7 @@ def benchmark(
         context=context,
         groups=groups,
         earlier=None if before is None else before.compare(groups),
-        warnings=(*machine_warnings(context, options), *doubts),
+        warnings=(*machine_warnings(context, options, groups), *doubts),
     )
 
 

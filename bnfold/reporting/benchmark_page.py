@@ -111,6 +111,8 @@ def _facts(result: BenchmarkResult) -> Iterator[tuple[str, str]]:
         yield "load average before", ", ".join(f"{value:.2f}" for value in context.load)
     if context.disturbance is not None:
         yield "others kept busy meanwhile", f"{context.disturbance.others:.2f} cores"
+    yield from (("GPU", gpu) for gpu in context.gpus)
+    yield "when", context.time
     yield "system", f"{context.system}, Python {context.python}"
     yield "versions", f"onnxruntime {context.onnxruntime}, bnfold {context.bnfold}"
     launches = ", ".join(str(group.launches) for group in result.groups)
