@@ -8,6 +8,7 @@ constants alone: exporters write biases as ``Expand(CastLike(0, x), Shape(weight
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnfold.constant_ops import evaluate
-from bnfold.shapes import ShapeTable
+from bnfold.shapes import Dim, ShapeTable
 
 Array = NDArray[Any]
 
@@ -39,6 +40,7 @@ _PURE_OPS = frozenset(
         "Flatten",
         "Floor",
         "Gather",
+        "GatherND",
         "Greater",
         "Identity",
         "Less",
@@ -79,6 +81,9 @@ _DOMAINS = ("", "ai.onnx")
 #: Ops whose operands broadcast as numpy's do, and the operator set from which they do.
 _BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Equal", "Greater", "Less"})
 _BROADCASTING = 7
+
+#: Stands for a size that is not known, among those that are.
+_OPEN = np.iinfo(np.int64).min
 
 #: Types to which a CastLike is computed here, and whether from floating-point numbers too.
 _CAST = {
@@ -191,11 +196,19 @@ class Constants:
                 return None if static is None else np.array(math.prod(static), np.int64)
             case "CastLike":
                 return self._cast_like(node)
+        data = node.inputs[0] if node.op_type in ("Gather", "Slice") else None
+        if data is not None and operands[data] is None:
+            operands[data] = self._open_shape(node, data)
         arrays: dict[str, Array] = {}
         for value, array in operands.items():
             if array is None or value.name is None:
                 return None
             arrays[value.name] = array
+        result = self._run(node, arrays, output)
+        return None if result is None or (result.dtype == np.int64 and np.any(result == _OPEN)) else result
+
+    def _run(self, node: ir.Node, arrays: dict[str, Array], output: ir.Value) -> Array | None:
+        """One output of a node, given its inputs by name."""
         if self._result_elements(node, arrays) > self._limit:
             return None
         if all(value is not None for value in node.inputs) and not any(a.is_ref() for a in node.attributes.values()):
@@ -206,7 +219,7 @@ class Constants:
                 return result
         return _run_node(node, arrays, self._opset)[output.index() or 0]
 
-    def _result_elements(self, node: ir.Node, arrays: dict[str, Array]) -> float:
+    def _result_elements(self, node: ir.Node, arrays: Mapping[str, Array]) -> float:
         """How many elements the node will make at most, as far as can be told before it runs."""
         operands = [arrays[value.name] for value in node.inputs if value is not None and value.name is not None]
         try:
@@ -220,7 +233,7 @@ class Constants:
                 case "Range":
                     start, limit, step = (float(operand.item()) for operand in operands)
                     return abs((limit - start) / step)
-                case "Gather":
+                case "Gather" | "GatherND":
                     return operands[1].size * operands[0].size
                 case "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Where" | "Min" | "Max" | "Sum":
                     return math.prod(np.broadcast_shapes(*(operand.shape for operand in operands)))
@@ -229,14 +242,24 @@ class Constants:
         return sum(operand.size for operand in operands)
 
     def _shape(self, node: ir.Node) -> Array | None:
+        static = _static(self._dims(node))
+        return None if static is None else np.array(static, np.int64)
+
+    def _dims(self, node: ir.Node) -> tuple[Dim, ...] | None:
+        """What a Shape yields, as far as it is known."""
         source = node.inputs[0]
         dims = self._shapes.shape(source) if source is not None else None
         if dims is None:
             return None
-        start = node.attributes.get_int("start", 0)
-        end = node.attributes.get_int("end", len(dims))
-        static = _static(dims[slice(start, end)])
-        return None if static is None else np.array(static, np.int64)
+        return dims[slice(node.attributes.get_int("start", 0), node.attributes.get_int("end", len(dims)))]
+
+    def _open_shape(self, node: ir.Node, value: ir.Value) -> Array | None:
+        """The input of a node where it is a shape of which a part is known: what is not is :data:`_OPEN`."""
+        producer = value.producer()
+        if producer is None or producer.op_type != "Shape" or producer.domain not in _DOMAINS:
+            return None
+        dims = self._dims(producer) if node.inputs.count(value) == 1 else None
+        return None if dims is None else np.array([d if isinstance(d, int) else _OPEN for d in dims], np.int64)
 
     def _cast_like(self, node: ir.Node) -> Array | None:
         source, like = node.inputs

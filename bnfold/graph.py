@@ -169,15 +169,39 @@ class ModelGraph:
     ) -> None:
         """Make an op whose result, like the present one, is input ``index`` of a node from now on."""
         old = input_of(node, index)
-        new = ir.node(op_type, inputs, attributes=dict(attributes), domain=node.domain)
+        (result,) = self.add_before(node, op_type, inputs, attributes, {f"{old.name}_folded": old})
+        self.use(node, index, result)
+
+    def add_before(
+        self,
+        node: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        attributes: Mapping[str, Any],
+        likes: Mapping[str, ir.Value | None],
+    ) -> Sequence[ir.Value]:
+        """Make an op right before a node; nobody reads it yet.
+
+        Args:
+            node: the node.
+            op_type: its ONNX name.
+            inputs: what it reads.
+            attributes: its attributes.
+            likes: what to call each of its results, and a value that has its type and shape, if there is one.
+
+        Returns:
+            Its results.
+        """
+        new = ir.node(op_type, inputs, attributes=dict(attributes), domain=node.domain, num_outputs=len(likes))
         new.name = _fresh(f"{label(node)}_{op_type.lower()}", self._node_names)
-        result = new.outputs[0]
-        result.name = self.fresh_name(f"{old.name}_folded")
-        result.type, result.shape = old.type, old.shape
+        for result, (wish, like) in zip(new.outputs, likes.items(), strict=True):
+            result.name = self.fresh_name(wish)
+            if like is not None:
+                result.type, result.shape = like.type, like.shape
+                self.shapes.copy(like, result)
         assert node.graph is not None
         node.graph.insert_before(node, new)
-        self.shapes.copy(old, result)
-        self.use(node, index, result)
+        return new.outputs
 
     def _make(self, new: NewOp, source: ir.Value, like: ir.Value, *, beside: ir.Node) -> ir.Node:
         """A new node right after ``beside`` that reads ``source`` and yields something of the type of ``like``."""
@@ -225,6 +249,20 @@ class ModelGraph:
             if producer is None:
                 self._drop_initializer(current)
             elif producer.graph is not None and _is_dead(producer) and self._is_constant_op(producer):
+                stack.extend(v for v in producer.inputs if v is not None)
+                producer.graph.remove(producer, safe=True)
+
+    def discard(self, value: ir.Value) -> None:
+        """Drop all that existed only to compute a value that has just lost its last reader, constant or not."""
+        stack = [value]
+        while stack:
+            current = stack.pop()
+            if current.uses() or current.is_graph_output():
+                continue
+            producer = current.producer()
+            if producer is None:
+                self._drop_initializer(current)
+            elif producer.graph is not None and _is_dead(producer):
                 stack.extend(v for v in producer.inputs if v is not None)
                 producer.graph.remove(producer, safe=True)
 

@@ -160,7 +160,7 @@ def _fold(model: ir.Model, options: OptimizeOptions) -> FoldReport:
     _inline(model)
     if options.freeze_inputs and model.ir_version >= 4:
         common_passes.RemoveInitializersFromInputsPass()(model)
-    return fold(model, _selection(model, options), merge=options.merge)
+    return fold(model, _selection(model, options), merge=options.merge, tidy=True)
 
 
 def _loaded(model: Source) -> ir.Model:

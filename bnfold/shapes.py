@@ -33,6 +33,10 @@ class ShapeTable:
     def __init__(self, infos: dict[ir.Value, ValueInfo]) -> None:
         self._infos = infos
 
+    def set(self, value: ir.Value, shape: tuple[Dim, ...], dtype: ir.DataType | None) -> None:
+        """Say what is known of a value."""
+        self._infos[value] = ValueInfo(shape, dtype)
+
     def copy(self, source: ir.Value, target: ir.Value) -> None:
         """Let a new value have the shape and dtype of another."""
         self._infos[target] = ValueInfo(self.shape(source), self.dtype(source))

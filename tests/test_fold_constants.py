@@ -40,18 +40,54 @@ def test_static_shape_becomes_an_initializer_and_a_dynamic_one_stays() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "g (double[N,4] x) => (double[N,4] y) { b = Neg(k) y = Mul(x, b) }",  # computed from a constant alone
+        "g (double[N,40000] x) => (double[N,40000] y) { b = Expand(k, wide) y = Mul(x, b) }",  # one number, repeated
+        "g (double[N,300] x) => (double[N,300] y) { i = DequantizeLinear(q, o) f = Cast<to=11>(i) y = Mul(x, f) }",
         "g (double[N,4] x) => (double[2000,2000] y) { z = CastLike(o, x) y = Expand(z, big) }",  # an output itself
         "g (double[N,2000] x) => (double[2000,2000] y) { z = CastLike(o, x) e = Expand(z, big) y = Max(e, e) }",  # large
     ],
 )
 def test_other_constants_stay_as_they_are(text: str) -> None:
     arrays = {"k": np.array(2.0), "o": np.array(1.0, np.float32), "big": np.array([2000, 2000])}
+    arrays |= {"wide": np.array([40000]), "q": np.arange(300, dtype=np.int8) % 7}
     read = [name for name in arrays if any(f"{mark}{name}{end}" in text for mark in " (" for end in ",)")]
     model = model_of(text, {name: arrays[name] for name in read})
     before = ops(model)
     fold(model)
     assert ops(model) == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "g (double[N,4] x) => (double[N,4] y) { b = Neg(k) y = Mul(x, b) }",
+        "g (double[N,4] x) => (double[N,4] y) { t = Transpose(w) y = MatMul(x, t) }",
+        "g (double[N,4] x) => (double[N,4] y) { i = Unsqueeze(rows, first) t = GatherND(w, i) y = MatMul(x, t) }",
+    ],
+)
+def test_constants_that_take_no_more_room_than_their_computation_are_written_out(text: str) -> None:
+    arrays = {
+        "k": np.array(2.0),
+        "w": np.arange(16.0).reshape(4, 4),
+        "rows": np.array([3, 1, 2, 0]),
+        "first": np.array([1]),
+    }
+    read = [name for name in arrays if any(f"{mark}{name}{end}" in text for mark in " (" for end in ",)")]
+    model, _ = folded(model_of(text, {name: arrays[name] for name in read}))
+    assert sum(ops(model).values()) == 1
+
+
+def test_known_part_of_a_dynamic_shape_is_a_constant() -> None:
+    text = (
+        "g (double[N,3,4] x, double[M] z) => (double[12,N] y, int64[1] n)"
+        " { s = Shape(x) a = Slice(s, one, three) t = Concat<axis=0>(a, rest) d = Reshape(x, t) e = ReduceSum<keepdims=0>(d, two)"
+        " c = Gather(s, one) f = Mul(c, four) g = Concat<axis=0>(f, rest) y = Reshape(x, g) n = Slice(s, zero, one) }"
+    )
+    arrays = {
+        name: np.array([k])
+        for name, k in (("one", 1), ("three", 3), ("rest", -1), ("two", 2), ("four", 4), ("zero", 0))
+    }
+    model, _ = folded(model_of(text, arrays))
+    assert ops(model) == {"Shape": 1, "Slice": 1, "Reshape": 2, "ReduceSum": 1}
 
 
 def test_integers_that_inference_does_not_compute_become_an_initializer() -> None:

@@ -90,7 +90,7 @@ STORIES = [
     ("chain", "a = Conv(x, w) b = Mul(a, u) y = Add(b, pos)", HEAD,
      ["Conv→Conv absorbing", "Mul→ folded", "Add→ folded"]),
     ("one after the other", f"a = Conv(x, w) b = {bn('a')} c = Identity(b) y = {bn('c')}", HEAD,
-     ["Conv→Conv absorbing", "BatchNormalization→ folded", "Identity→Identity crossed", "BatchNormalization→ folded"]),
+     ["Conv→Conv absorbing", "BatchNormalization→ folded", "Identity→ gone", "BatchNormalization→ folded"]),
     ("collapsed", f"a = Conv(x, w) b = Relu(a) c = {bn('b')} d = Mul(c, u) e = Add(d, pos) y = Relu(e)", HEAD,
      ["Conv→Conv", "Relu→Relu", "BatchNormalization→ collapsed", "Mul→ collapsed",
       "Add→BatchNormalization collapsed+made", "Relu→Relu"]),

@@ -4,15 +4,17 @@ Exporters write the bias of a convolution as ``Expand(CastLike(0, x), Shape(w))`
 ``CastLike(6, x)``, and a static shape as ``Concat(Shape(x)[0], …)``. Such a constant ties up ``x``, which then cannot
 be merged away, and ONNX Runtime does not see through a CastLike, so that it misses fusions. The few integers of a
 shape, of axes or of bounds are written out however they are computed, since ONNX's shape inference follows a few ops
-only. Other constants that are computed from constants alone are left to the runtime: writing them out would only make
-the file larger.
+only. Other constants are written out where the file hardly grows by it; else they are left to the runtime.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from bnfold.fold.linear import LINEAR_OPS
 from bnfold.fold.write import bias_name
@@ -23,6 +25,9 @@ _MAX_ELEMENTS = 1 << 14
 
 #: Integers up to this many are a shape, axes or bounds.
 _FEW = 64
+
+#: By so many bytes the file may grow for an op less.
+_LITTLE = 1 << 16
 
 #: Ops that look at a value's type or shape only, and the input at which they do.
 _LOOKING = {"CastLike": 1, "Shape": 0, "Size": 0}
@@ -70,7 +75,58 @@ def _is_to_be_written(value: ir.Value, graph: ModelGraph) -> bool:
         return False
     if array.dtype.kind == "i" and array.size <= _FEW:
         return True
-    return any(graph.constants.array(seen) is None for seen in _looked_at(value))
+    if any(graph.constants.array(seen) is None for seen in _looked_at(value)):
+        return True
+    return _grows_little(value, array, graph)
+
+
+def _grows_little(value: ir.Value, array: NDArray[Any], graph: ModelGraph) -> bool:
+    """Whether the file stores about as much for a constant itself as for its computation.
+
+    One number that is repeated stays repeated, and integers that stand for other numbers stay integers.
+    """
+    if any(graph.constants.quantized(step) for step in _computed_from(value)):
+        return False
+    grown = array.nbytes - _freed(value, graph)
+    return grown <= 0 or (grown <= _LITTLE and not bool(np.all(array == array.flat[0])))
+
+
+def _freed(value: ir.Value, graph: ModelGraph) -> int:
+    """How many bytes are stored for nothing but the computation of a constant."""
+    freed = 0
+    stack, done = [value], set[ir.Value]()
+    while stack:
+        current = stack.pop()
+        if current in done:
+            continue
+        done.add(current)
+        stored, producer = graph.constants.tensor(current), current.producer()
+        if stored is not None:
+            freed += stored.nbytes
+        elif producer is not None and all(output is current or not _is_read(output) for output in producer.outputs):
+            stack += (v for v in producer.inputs if v is not None and _serves_only(v, producer))
+    return freed
+
+
+def _is_read(value: ir.Value) -> bool:
+    return bool(value.uses()) or value.is_graph_output()
+
+
+def _computed_from(value: ir.Value) -> Iterator[ir.Value]:
+    """A value, and all that it is computed from."""
+    stack, done = [value], set[ir.Value]()
+    while stack:
+        current = stack.pop()
+        if current in done:
+            continue
+        done.add(current)
+        yield current
+        producer = current.producer()
+        stack += (v for v in (producer.inputs if producer is not None else ()) if v is not None)
+
+
+def _serves_only(value: ir.Value, node: ir.Node) -> bool:
+    return not value.is_graph_output() and all(user is node for user, _ in value.uses())
 
 
 def _looked_at(value: ir.Value) -> Iterator[ir.Value]:

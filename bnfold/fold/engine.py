@@ -37,7 +37,9 @@ from bnfold.fold.report import (
     Reason,
     Refusal,
 )
+from bnfold.fold.rows import lay_out_before
 from bnfold.fold.sites import Selection, Site, is_batch_norm, read_affine, site_at
+from bnfold.fold.tidying import tidy as take_away_idle_ops
 from bnfold.fold.write import write
 from bnfold.graph import ModelGraph, input_of, label
 
@@ -124,20 +126,23 @@ class _Run:
                     self.fates[ancestor] = _moved_on(self.fates[ancestor], fate)
 
 
-def fold(model: ir.Model, selected: Selection = lambda _node: True, *, merge: bool = True) -> FoldReport:
+def fold(
+    model: ir.Model, selected: Selection = lambda _node: True, *, merge: bool = True, tidy: bool = False
+) -> FoldReport:
     """Fold every affine of ``model`` that algebra lets fold, in place.
 
     Args:
         model: a model without local functions that hold sites (inline them first).
         selected: which nodes may be touched: affines, and for merges the linear ops and sums too.
         merge: whether linear ops that can be one become one.
+        tidy: whether ops that compute nothing go first.
 
     Returns:
         Exactly one record for each batch norm, and those of other affines.
     """
     graph = ModelGraph(model)
     with _names(graph):
-        return _fold(graph, selected, merge=merge)
+        return _fold(graph, selected, merge=merge, tidy=tidy)
 
 
 @contextmanager
@@ -153,8 +158,10 @@ def _names(graph: ModelGraph) -> Iterator[None]:
             node.name = name
 
 
-def _fold(graph: ModelGraph, selected: Selection, *, merge: bool) -> FoldReport:
+def _fold(graph: ModelGraph, selected: Selection, *, merge: bool, tidy: bool) -> FoldReport:
     identities = {node: _identity(node, graph) for node in graph.nodes()}
+    if tidy and take_away_idle_ops(graph, selected):
+        graph = ModelGraph(graph.model)
     while fold_constants(graph):
         graph = ModelGraph(graph.model)
     fused = part_of_fusions(graph)
@@ -162,7 +169,7 @@ def _fold(graph: ModelGraph, selected: Selection, *, merge: bool) -> FoldReport:
     progress = True
     while progress:
         _sweep_all(run)
-        progress = _collapse_chains(run)
+        progress = _collapse_chains(run) | _lay_out_rows(run)
         if merge:
             progress |= _merge_linears(run)
     records = _records(run, identities, write(run.pending, graph))
@@ -361,6 +368,14 @@ def _collapse_chains(run: _Run) -> bool:
         _inherit(run, run.graph.replace(site.nodes, site.source, site.output, new), site, site.affine)
         collapsed = True
     return collapsed
+
+
+def _lay_out_rows(run: _Run) -> bool:
+    """Make room for the shifts that wait behind a product and a Reshape; whether there was one."""
+    found = False
+    for _, site in _walk(run):
+        found |= isinstance(site, Site) and lay_out_before(site, run.graph, run.selected)
+    return found
 
 
 def _merge_linears(run: _Run) -> bool:

@@ -1,0 +1,229 @@
+"""Ops that exporters leave behind and that compute nothing, taken away before anything folds.
+
+1. An Identity, a Dropout as inference runs it, a Cast to the type that is there, a Slice of everything, an Expand to
+   the shape that is there, and a Concat, Sum, Max, Min or Mean of one value.
+2. A list of pieces from which each is taken out again: SplitToSequence and SequenceAt are a Split.
+3. Sizes for a Reshape of which one is computed while the model runs: it is -1, and what computed it goes.
+4. A Reshape, Flatten, Squeeze or Unsqueeze before a Reshape that would do alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bnfold.affine import ChannelAffine
+from bnfold.fold.absorb import Pending
+from bnfold.fold.commute import RULES
+from bnfold.fold.plan import view_of
+from bnfold.fold.report import Refusal
+from bnfold.fold.sites import Selection
+from bnfold.graph import ModelGraph, in_default_domain, input_of
+
+#: Bounds of a Slice from here on mean "to the end": exporters write the largest integer of some type.
+_TO_THE_END = 2**31 - 1
+
+#: Ops that give the same elements in the same order another shape.
+_RELAYOUTS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+
+
+def tidy(graph: ModelGraph, selected: Selection) -> bool:
+    """Take such ops away, in place.
+
+    Args:
+        graph: the model.
+        selected: which nodes may be touched.
+
+    Returns:
+        Whether more may now be known of the model's shapes.
+    """
+    lists = False
+    for node in list(graph.nodes()):
+        if node.graph is None or not in_default_domain(node) or not selected(node):
+            continue
+        if _is_noop(node, graph):
+            _take_away(node, graph)
+        elif node.op_type == "SplitToSequence":
+            lists |= _split_at_once(node, graph, selected)
+        elif node.op_type == "Reshape":
+            _fix_sizes(node, graph)
+            _reshape_at_once(node, graph, selected)
+    return lists
+
+
+# 1. No-ops
+
+
+def _is_noop(node: ir.Node, graph: ModelGraph) -> bool:
+    test = _NOOPS.get(node.op_type)
+    return test is not None and node.inputs[0] is not None and test(node, graph)
+
+
+def _drops_nothing(node: ir.Node, graph: ModelGraph) -> bool:
+    """Whether a Dropout runs as in inference, and nobody reads its mask."""
+    if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
+        return False
+    view = view_of(node, graph, Pending())
+    return not isinstance(RULES["Dropout"].backward(view, 0, ChannelAffine.identity()), Refusal)
+
+
+def _has_one_input(node: ir.Node, _graph: ModelGraph) -> bool:
+    return len(node.inputs) == 1
+
+
+def _keeps_type(node: ir.Node, graph: ModelGraph) -> bool:
+    before, after = graph.shapes.dtype(input_of(node, 0)), graph.shapes.dtype(node.outputs[0])
+    return before is not None and before is after
+
+
+def _keeps_shape(node: ir.Node, graph: ModelGraph) -> bool:
+    before, after = graph.shapes.shape(input_of(node, 0)), graph.shapes.shape(node.outputs[0])
+    return before is not None and before == after and all(isinstance(dim, int) for dim in before)
+
+
+def _keeps_all(node: ir.Node, graph: ModelGraph) -> bool:
+    """Whether a Slice goes from the first to the last along each of its axes."""
+    if len(node.inputs) < 3:  # operator sets before 10 have attributes
+        return False
+    starts, ends, axes, steps = (_integers(node, index, graph) for index in (1, 2, 3, 4))
+    if starts is None or ends is None or axes is None or steps is None:
+        return False
+    if starts.any() or (steps != 1).any():
+        return False
+    shape = graph.shapes.shape(input_of(node, 0))
+    places = axes if axes.size else np.arange(ends.size)
+    return all(end >= _TO_THE_END or _reaches(end, axis, shape) for end, axis in zip(ends, places, strict=True))
+
+
+def _reaches(end: int, axis: int, shape: tuple[int | str | None, ...] | None) -> bool:
+    length = shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else None
+    return isinstance(length, int) and end >= length
+
+
+def _integers(node: ir.Node, index: int, graph: ModelGraph) -> NDArray[np.int64] | None:
+    """A constant input as a vector; an empty one where it is left out."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        return np.empty(0, np.int64)
+    array = graph.constants.array(value)
+    return None if array is None else array.reshape(-1).astype(np.int64)
+
+
+_NOOPS: Mapping[str, Callable[[ir.Node, ModelGraph], bool]] = {
+    "Identity": _has_one_input,
+    "Dropout": _drops_nothing,
+    "Cast": _keeps_type,
+    "CastLike": _keeps_type,
+    "Slice": _keeps_all,
+    "Expand": _keeps_shape,
+    "Concat": _has_one_input,
+    "Sum": _has_one_input,
+    "Max": _has_one_input,
+    "Min": _has_one_input,
+    "Mean": _has_one_input,
+}
+
+
+def _take_away(node: ir.Node, graph: ModelGraph) -> None:
+    """Let readers read what the op reads, unless it is all that tells an output from something else with a name."""
+    source, output = input_of(node, 0), node.outputs[0]
+    is_output = output.is_graph_output()
+    if is_output:
+        own = source.producer() is not None and source.graph is output.graph
+        if not own or source.is_graph_output():
+            return
+    graph.bypass([node], source, output, rename=is_output)
+
+
+# 2. Lists of pieces
+
+
+def _split_at_once(node: ir.Node, graph: ModelGraph, selected: Selection) -> bool:
+    """Write a SplitToSequence of constant sizes and the SequenceAt of constant positions that read it as a Split."""
+    pieces, source = node.outputs[0], input_of(node, 0)
+    sizes = _sizes(node, graph)
+    if sizes is None or graph.opset < 13 or pieces.is_graph_output():
+        return False
+    places: dict[ir.Node, int] = {}
+    for reader, index in pieces.uses():
+        place = _integers(reader, 1, graph) if reader.op_type == "SequenceAt" else None
+        if index != 0 or place is None or place.size != 1 or not selected(reader):
+            return False
+        if not -len(sizes) <= place[0] < len(sizes):
+            return False
+        places[reader] = int(place[0]) % len(sizes)
+    axis = node.attributes.get_int("axis", 0)
+    likes = {f"{pieces.name}_{number}": _like(number, places) for number in range(len(sizes))}
+    inputs = [source, graph.add_constant(np.array(sizes, np.int64), f"{pieces.name}_sizes")]
+    parts = graph.add_before(node, "Split", inputs, {"axis": axis}, likes)
+    for reader, position in places.items():
+        part, output = parts[position], reader.outputs[0]
+        graph.bypass([reader], part, output, rename=output.is_graph_output() and not part.is_graph_output())
+    graph.discard(pieces)
+    return True
+
+
+def _like(place: int, places: Mapping[ir.Node, int]) -> ir.Value | None:
+    return next((reader.outputs[0] for reader, own in places.items() if own == place), None)
+
+
+def _sizes(node: ir.Node, graph: ModelGraph) -> list[int] | None:
+    """The sizes of the pieces, if they are known; one number stands for all, of which the last may be smaller."""
+    value = node.inputs[1] if len(node.inputs) > 1 else None
+    array = None if value is None else graph.constants.array(value)
+    if array is None or not array.size:
+        return None
+    if array.ndim:
+        return [int(size) for size in array]
+    shape, size, axis = graph.shapes.shape(input_of(node, 0)) or (), int(array), node.attributes.get_int("axis", 0)
+    length = shape[axis] if -len(shape) <= axis < len(shape) else None
+    if not isinstance(length, int) or size < 1:
+        return None
+    return [min(size, length - start) for start in range(0, length, size)] or None
+
+
+# 3. and 4. Reshapes
+
+
+def _fix_sizes(node: ir.Node, graph: ModelGraph) -> None:
+    """Where all sizes but one are known, the last one follows from the number of elements.
+
+    It does, because none of the others is 0 or -1: whatever the one is while the model runs, a size, 0 or -1, the
+    result has this shape or the Reshape fails.
+    """
+    sizes = input_of(node, 1) if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    producer = sizes.producer() if sizes is not None else None
+    if sizes is None or producer is None or producer.op_type != "Concat" or not in_default_domain(producer):
+        return
+    found: list[int] = []
+    for part in producer.inputs:
+        if part is None:
+            return
+        array = graph.constants.array(part)
+        if array is None and graph.shapes.shape(part) != (1,):
+            return
+        found += [-1] if array is None else [int(size) for size in array.reshape(-1)]
+    computed = [part for part in producer.inputs if part is not None and graph.constants.array(part) is None]
+    if len(computed) != 1 or found.count(-1) != 1 or min((size for size in found if size != -1), default=1) < 1:
+        return
+    node.replace_input_with(1, graph.add_constant(np.array(found, np.int64), f"{sizes.name}_fixed"))
+    graph.discard(sizes)
+
+
+def _reshape_at_once(node: ir.Node, graph: ModelGraph, selected: Selection) -> None:
+    """Let a Reshape to constant sizes read what the op before it reads, if nobody else needs that op."""
+    sizes = _integers(node, 1, graph)
+    if sizes is None or not sizes.size or (sizes == 0).any():  # 0 stands for a size of the input
+        return
+    while True:
+        between = input_of(node, 0)
+        before = between.producer()
+        if before is None or before.op_type not in _RELAYOUTS or not in_default_domain(before) or not selected(before):
+            return
+        if len(between.uses()) > 1 or between.is_graph_output() or before.graph is not node.graph:
+            return
+        node.replace_input_with(0, input_of(before, 0))
+        graph.discard(between)
