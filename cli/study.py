@@ -31,13 +31,13 @@ def command(output: Output, names: tuple[str, ...], folder: str, seeds: int | No
     options = StudyOptions(names, seeds, quick)
     with output.progress() as progress:
         result = study(folder, options, progress)
-    headings = ["experiment", "measured", "seen", "95 % interval", "verdict"]
+    headings = ["experiment", "measured", "seen", "interval", "verdict"]
     rows = [
         ("" if number else outcome.name, finding.quantity, finding.estimate, finding.interval, finding.verdict)
         for outcome in result.outcomes
         for number, finding in enumerate(outcome.findings)
     ]
-    output.show(table("", headings, rows, right=["seen", "95 % interval"], fixed=["experiment", "verdict"]))
+    output.show(table("", headings, rows, right=["seen", "interval"], fixed=["experiment", "verdict"]))
     findings = [finding for outcome in result.outcomes for finding in outcome.findings]
     counts = {verdict: sum(finding.verdict == verdict for finding in findings) for verdict in
               ("agrees", "disagrees", "not decided")}  # fmt: skip

@@ -34,7 +34,7 @@ def write_study(result: StudyResult) -> None:
 
 def _summary(result: StudyResult) -> str:
     lines = ["# The claims made for batch norm, measured again", "", _provenance(result), ""]
-    lines += _rows(("experiment", "claim", "seen here", "95 % interval", "allowed", "verdict"), _summary_cells(result))
+    lines += _rows(("experiment", "claim", "seen here", "interval", "allowed", "verdict"), _summary_cells(result))
     return "\n".join(lines) + "\n"
 
 
@@ -55,7 +55,7 @@ def _summary_cells(result: StudyResult) -> Iterator[tuple[str, ...]]:
 def _markdown(outcome: Outcome, result: StudyResult) -> str:
     lines = [f"# {outcome.title}", "", f"**{outcome.verdict.capitalize()}.** {_provenance(result)}", ""]
     lines += [outcome.setup, ""]
-    headings = ("claim", "measured", "seen", "95 % interval", "allowed", "verdict")
+    headings = ("claim", "measured", "seen", "interval", "allowed", "verdict")
     lines += _rows(headings, (_finding_cells(finding) for finding in outcome.findings))
     lines += ["", f"![{', '.join(chart.title for chart in outcome.charts)}]({outcome.name}.png)", ""]
     for table in outcome.tables:

@@ -35,7 +35,7 @@ def png(charts: Sequence[Chart]) -> bytes:
 def _drawn(charts: Sequence[Chart]) -> Figure:
     columns = min(len(charts), 2)
     rows = -(-len(charts) // columns)
-    figure = _figure(9.6 if columns == 2 else 6.4, 3.4 * rows)
+    figure = _figure(9.6, 3.4 * rows)
     for index, chart in enumerate(charts):
         _draw(_axes(figure, rows, columns, index + 1), chart)
     return figure

@@ -92,6 +92,10 @@ class Ensemble:
         """Every trained tensor; the first axis is the member."""
         return [*self.weights, *self.biases, *self.gammas, *self.betas]
 
+    def layers(self) -> list[int]:
+        """The layer that each of :meth:`parameters` belongs to, from 0."""
+        return [layer for kind in (self.weights, self.biases, self.gammas, self.betas) for layer in range(len(kind))]
+
     def forward(
         self,
         x: Tensor,
