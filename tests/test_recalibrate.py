@@ -27,6 +27,16 @@ from torch import Tensor, nn  # noqa: E402
 
 from bnfold.recalibration.network import Sweep, set_population_statistics  # noqa: E402
 
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads of small tensors wait for each other, the longer the busier the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 # Moments
 
 

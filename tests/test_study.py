@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -24,10 +25,20 @@ pytest.importorskip("scipy")
 from torch import nn  # noqa: E402
 
 from bnfold.studies.ensemble import Architecture, Ensemble, accuracies, losses  # noqa: E402
-from bnfold.studies.experiments import scale_invariance, smoothness  # noqa: E402
+from bnfold.studies.experiments import covariate_shift, scale_invariance, smoothness  # noqa: E402
 from bnfold.studies.intervals import difference, extremes, mean_interval, ratio  # noqa: E402
 from bnfold.studies.laboratory import Curve, Laboratory, Plan, accuracy_of  # noqa: E402
 from bnfold.studies.task import Part, Task, digits  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads of small tensors wait for each other, the longer the busier the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 SOURCE = Source("Somebody 2000", "A <claim>", "https://example.org")
 
@@ -272,6 +283,22 @@ def test_survey_leaves_the_network_where_it_was() -> None:
     surveyor.observe(0, ensemble, batch, here.detach(), gradients)
     assert all(torch.equal(now, then) for now, then in zip(ensemble.parameters(), before, strict=True))
     assert surveyor.loss_range[0][0] > 0
+
+
+@pytest.mark.parametrize(("moved", "expected"), [("below", True), ("above", False)])
+def test_shift_of_gradients_is_what_the_layers_below_cause(moved: str, expected: bool) -> None:
+    ensemble = Ensemble(small(norm="batch"), [0, 1], features=4, classes=3)
+    task = toy()
+    batch = Part(task.fit.x.expand(2, -1, -1), task.fit.y.expand(2, -1))
+    vane = covariate_shift._Crosswind(every=10)
+    vane.observe(0, ensemble, batch, torch.zeros(2), [])
+    with torch.no_grad():
+        ensemble.weights[0 if moved == "below" else -1].add_(0.1)
+    now = [parameter.detach().clone() for parameter in ensemble.parameters()]
+    vane.observe(1, ensemble, batch, torch.zeros(2), [])
+    assert all(torch.equal(one, other) for one, other in zip(ensemble.parameters(), now, strict=True))
+    assert (vane.changes[0] > 0).all() == expected
+    assert (vane.changes[0] == 0).all() != expected
 
 
 @pytest.mark.slow

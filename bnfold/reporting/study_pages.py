@@ -53,7 +53,7 @@ def _summary_cells(result: StudyResult) -> Iterator[tuple[str, ...]]:
 
 
 def _markdown(outcome: Outcome, result: StudyResult) -> str:
-    lines = [f"# {outcome.title}", "", f"**{outcome.verdict.capitalize()}.** {_provenance(result)}", ""]
+    lines = [f"# {outcome.title}", "", f"**{outcome.verdict.capitalize()}.** {_provenance(result, outcome.name)}", ""]
     lines += [outcome.setup, ""]
     headings = ("claim", "measured", "seen", "interval", "allowed", "verdict")
     lines += _rows(headings, (_finding_cells(finding) for finding in outcome.findings))
@@ -76,10 +76,10 @@ def _finding_cells(finding: Finding) -> tuple[str, ...]:
     )
 
 
-def _provenance(result: StudyResult) -> str:
-    names = " ".join(outcome.name for outcome in result.outcomes)
-    options = f"{' --quick' if result.quick else ''} --seeds {result.seeds}"
-    return f"{result.seeds} seeds an arm; `bnfold study {names}{options}` measures it anew."
+def _provenance(result: StudyResult, name: str = "") -> str:
+    """How a page came to be, and the command that makes it again."""
+    command = ["bnfold study", *([name] if name else []), *(["--quick"] if result.quick else [])]
+    return f"{result.seeds} seeds an arm; `{' '.join(command)} --seeds {result.seeds}` measures it anew."
 
 
 def _rows(headings: Sequence[str], rows: Iterator[tuple[str, ...]] | Sequence[tuple[str, ...]]) -> list[str]:
