@@ -18,6 +18,10 @@ class NotInFloat64Error(Exception):
 
 NARROW_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
+#: Constants of so many elements are widened when they are read, and let go again: all of them take twice to four times
+#: the memory that the file does.
+LARGE = 1 << 18
+
 #: Integer attributes that name a data type. ``stash_type`` is left alone: it tells how to accumulate, and
 #: the reference implementations accumulate in the data's own type.
 _TYPE_ATTRIBUTES: Mapping[str, str] = {
@@ -68,7 +72,14 @@ def _widen_type(declared: ir.TypeProtocol) -> ir.TypeProtocol:
 def _widen_tensor(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     if tensor.dtype not in NARROW_FLOATS:
         return tensor
-    return ir.tensor(tensor.numpy().astype(np.float64), name=tensor.name)
+
+    def wide() -> ir.TensorProtocol:
+        return ir.tensor(tensor.numpy().astype(np.float64), name=tensor.name)
+
+    if tensor.size < LARGE:
+        return wide()
+    shape = ir.Shape(tensor.shape)
+    return ir.LazyTensor(wide, dtype=ir.DataType.DOUBLE, shape=shape, name=tensor.name)
 
 
 def _widen_node(node: ir.Node) -> None:

@@ -23,11 +23,11 @@ from onnx_ir.passes.common import (
 
 from bnfold.draws import stream
 from bnfold.verification.bodies import Holder, lay_open
-from bnfold.verification.double import widen
+from bnfold.verification.double import LARGE, widen
 from bnfold.verification.metrics import UNIT_ROUNDOFF, is_float
 
 if TYPE_CHECKING:
-    from bnfold.verification.evaluator import Evaluator64
+    from bnfold.verification.evaluator import Evaluator64, Late
 
 Array = NDArray[Any]
 
@@ -41,6 +41,9 @@ _REARRANGED = frozenset({"Cast", "CastLike", "Expand", "Identity", "Reshape", "S
 
 #: Constants of fewer elements than this that feed an Add or Mul may be sizes on their way to a Resize or Reshape.
 _FEWEST_SCALES = 9
+
+#: Elements that are moved at once; so few stay in a processor's cache.
+_AT_ONCE = 1 << 16
 
 _FLOATS = {
     ir.DataType.FLOAT16: "float16",
@@ -86,13 +89,14 @@ class Oracle:
 
     def _prepare(self) -> None:
         """Make what evaluates the model. Weights go around the protobuf, which would copy them, and ends at 2 GiB."""
-        from bnfold.verification.evaluator import Evaluator64
+        from bnfold.verification.evaluator import Evaluator64, Late
 
-        self._constants: dict[str, Array] = {}
+        self._constants: dict[str, Array | Late] = {}
         bare = self.model.clone()
         for name, value in list(bare.graph.initializers.items()):
             assert value.const_value is not None
-            self._constants[name] = value.const_value.numpy()
+            tensor = value.const_value
+            self._constants[name] = Late(tensor.numpy) if tensor.size >= LARGE else tensor.numpy()
             bare.graph.initializers.pop(name)
         self._evaluator: Evaluator64 = Evaluator64(ir.to_proto(bare))
 
@@ -154,10 +158,13 @@ class Oracle:
 
     def _nudge(self, name: str, seed: int) -> Array:
         """A weight moved by one unit roundoff of its type, each element up or down at random."""
-        weight, roundoff = self._constants[name], self._roundoff[name]
-        coins = stream(seed, name).integers(0, 2, weight.shape, dtype=np.bool_)
-        moved = np.where(coins, 1 + roundoff, 1 - roundoff)
-        moved *= weight
+        stored, roundoff = self._constants[name], self._roundoff[name]
+        moved = np.array(stored if isinstance(stored, np.ndarray) else stored.make(), order="C")
+        coins = stream(seed, name).integers(0, 2, moved.size, dtype=np.bool_)
+        flat = moved.reshape(-1)
+        for start in range(0, flat.size, _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            flat[part] *= np.where(coins[part], 1 + roundoff, 1 - roundoff)
         return moved
 
     @property

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from bnfold.graph import in_default_domain
 from bnfold.verification.bodies import bodies_of
-from bnfold.verification.double import NotInFloat64Error
+from bnfold.verification.double import LARGE, NotInFloat64Error
 from bnfold.verification.inputs import Feed
 from bnfold.verification.metrics import is_float
 from bnfold.verification.oracle import Oracle
@@ -135,9 +135,12 @@ class Network:
             NotInFloat64Error: it cannot be computed.
         """
         name = str(value.name)
-        if name not in self._arrays:
-            self._arrays[name] = self.oracle.values({}, [name])[name]
-        return self._arrays[name]
+        if name in self._arrays:
+            return self._arrays[name]
+        array = self.oracle.values({}, [name])[name]
+        if array.size < LARGE:
+            self._arrays[name] = array
+        return array
 
     def operator(self, node: ir.Node) -> bytes:
         """A node's operator and attributes as text, the same for any two nodes that do the same to their inputs.
