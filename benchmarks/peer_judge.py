@@ -60,7 +60,7 @@ def fault(original: Path, candidate: Path, override: str = "", *, brief: bool = 
     form = _other_form(before, after, candidate)
     if form:
         return Fault(False, form)
-    options = VerifyOptions(level="disable", runtime=runs(original))
+    options = VerifyOptions(level="disable", runtime=runs(original), per_fold=False)
     try:
         with tempfile.TemporaryDirectory() as folder:
             inputs = _one_input(before, Path(folder)) if brief else None

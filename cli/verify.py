@@ -45,7 +45,8 @@ _OF_INPUTS = {"inputs": "--inputs", "samples": "--samples", "seed": "--seed", "s
 @click.option("--atol", type=click.FloatRange(min=0), help="Absolute tolerance, not the rule.")
 @click.option("--runtime/--no-runtime", default=True, show_default=True,
               help="Run ONNX Runtime too, or compare in float64 only.")  # fmt: skip
-@click.option("--per-fold", is_flag=True, help="Prove each fold by itself, its algebra and its rounding apart.")
+@click.option("--per-fold/--no-per-fold", default=None,
+              help="Show the proof of each fold by itself, its algebra and its rounding apart; or do without.")  # fmt: skip
 @click.option("--localize", is_flag=True, help="On a mismatch, find the fold, operator or optimization that causes it.")
 @click.option("--out", "reports", multiple=True, metavar="FILE", callback=report_files(*SUFFIXES),
               help=f"Write a report: {', '.join(SUFFIXES)} (JUnit); may be repeated.")  # fmt: skip
@@ -66,7 +67,7 @@ def command(
     rtol: float | None,
     atol: float | None,
     runtime: bool,
-    per_fold: bool,
+    per_fold: bool | None,
     localize: bool,
     reports: tuple[Path, ...],
     save_golden: Path | None,
@@ -80,7 +81,7 @@ def command(
     A machine that does not have REFERENCE can check with a golden file: `bnfold verify REFERENCE --save-golden
     FILE.npz` makes it, and `bnfold verify --golden FILE.npz CANDIDATE` uses it.
     """
-    _check_usage(len(models), golden, save_golden, deeper=per_fold or localize)
+    _check_usage(len(models), golden, save_golden, deeper=bool(per_fold) or localize)
     from bnfold.files import check_output_file
     from bnfold.verification import VerifyOptions, record_golden, verify, verify_golden
     from bnfold.verification.report import write_report
@@ -97,7 +98,7 @@ def command(
         runtime=runtime,
         rtol=rtol,
         atol=atol,
-        per_fold=per_fold,
+        per_fold=per_fold is not False,
         localize=localize,
         save_golden=save_golden if len(models) > 1 else None,
     )
@@ -116,7 +117,7 @@ def command(
         return
     for report in reports:
         write_report(result, report)
-    _show(out, result)
+    _show(out, result, each_fold=bool(per_fold))
     out.document(result.to_json())
     if not result.ok:
         out.answer_no()
@@ -140,7 +141,7 @@ def _check_usage(count: int, golden: Path | None, save_golden: Path | None, *, d
             raise click.UsageError(f"a golden file brings its own inputs: leave {option} out.")
 
 
-def _show(out: Output, result: VerifyResult) -> None:
+def _show(out: Output, result: VerifyResult, *, each_fold: bool) -> None:
     from bnfold.verification.tables import (
         VERDICT_COLUMNS,
         decisions,
@@ -169,7 +170,7 @@ def _show(out: Output, result: VerifyResult) -> None:
     if result.rule:
         out.say(f"Rule: {result.rule}")
     if result.folds is not None:
-        _show_folds(out, result.folds)
+        _show_folds(out, result.folds, each_fold=each_fold)
     if result.cause is not None:
         _show_cause(out, result.cause)
     for note in result.notes:
@@ -180,8 +181,10 @@ def _show(out: Output, result: VerifyResult) -> None:
 _FEW = 10
 
 
-def _show_folds(out: Output, folds: FoldsResult) -> None:
+def _show_folds(out: Output, folds: FoldsResult, *, each_fold: bool) -> None:
     out.say(f"Fold by fold: {folds.sentence}.", "red" if folds.wrong else "green" if folds.proven else "yellow")
+    if folds.proven and not (each_fold or out.verbose):
+        return
     shown = folds.proofs if out.verbose else folds.proofs[: max(_FEW, len(folds.wrong))]
     rows = [
         [

@@ -140,7 +140,13 @@ def test_each_fold_is_shown_and_a_wrong_one_is_named(files, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "5 folds are each proven alone" in shown
     assert "back into l0" in shown
-    assert _run(files, "original.onnx", "damaged.onnx", "--per-fold", "--no-runtime") == 1
+    assert _run(files, "original.onnx", "folded.onnx") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "5 folds are each proven alone" in shown
+    assert "back into l0" not in shown
+    assert _run(files, "original.onnx", "folded.onnx", "--no-per-fold") == 0
+    assert "Fold by fold" not in capsys.readouterr().out
+    assert _run(files, "original.onnx", "damaged.onnx", "--no-runtime") == 1
     shown = " ".join(capsys.readouterr().out.split())
     assert "CONSTANTS" in shown
     assert "units in the last place away" in shown

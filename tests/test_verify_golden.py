@@ -114,7 +114,7 @@ def test_a_reference_that_float64_cannot_run_needs_the_runtime_later_too(tmp_pat
         verify_golden(tmp_path / "g.npz", other, VerifyOptions(runtime=False))
 
 
-@pytest.mark.parametrize("options", [{"per_fold": True}, {"save_golden": "again.npz"}])
+@pytest.mark.parametrize("options", [{"localize": True}, {"save_golden": "again.npz"}])
 def test_what_needs_the_reference_itself_is_refused(golden, options):
     with pytest.raises(OptionError, match="does not hold the reference"):
         verify_golden(golden, _models()[1], VerifyOptions(**options))

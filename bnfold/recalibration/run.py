@@ -51,7 +51,9 @@ def recalibrate_run(source: Path, output: Path, options: RecalibrateOptions, pro
         except CheckpointError as error:
             raise CheckpointError(f"{source}: {error}") from error
         accuracy = None
-        record: dict[str, object] = {"recalibrated": recalibration_record(data.spec, len(data.train), len(sweep.drifts))}
+        record: dict[str, object] = {
+            "recalibrated": recalibration_record(data.spec, len(data.train), len(sweep.drifts))
+        }
         if before is not None:
             after = evaluate(network, data, data.test, device)
             accuracy = Accuracy(len(data.test), before[1], after[1], before[0], after[0], held_out=True)

@@ -78,7 +78,7 @@ def _widen_tensor(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
     if tensor.size < LARGE:
         return wide()
-    shape = ir.Shape(tensor.shape)
+    shape = ir.Shape(tensor.numpy().shape)
     return ir.LazyTensor(wide, dtype=ir.DataType.DOUBLE, shape=shape, name=tensor.name)
 
 

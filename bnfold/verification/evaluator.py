@@ -67,6 +67,7 @@ class Evaluator64(ReferenceEvaluator):
             raise NotInFloat64Error(_first_line(error)) from error
         self._dead_after = _dead_after(self.rt_nodes_)
         self._reads = [list(_reads(node.onnx_node)) for node in self.rt_nodes_]
+        self._producers = {name: index for index, node in enumerate(self.rt_nodes_) for name in node.output if name}
 
     def run(  # type: ignore[override]  # the parent's signature, of which only these three are used
         self,
@@ -93,7 +94,9 @@ class Evaluator64(ReferenceEvaluator):
             see: told of each value that is computed.
         """
         wanted = list(names)
-        return self._execute(self._on_the_way(feeds, wanted), wanted, feeds, None, see)
+        way = self._on_the_way(feeds, wanted)
+        read = {*wanted, *(name for index in way for name in self._reads[index])}
+        return self._execute(way, wanted, {name: feeds[name] for name in read if name in feeds}, None, see)
 
     def reads_between(self, feeds: Mapping[str, Any], names: Iterable[str]) -> set[str]:
         """Every value that the nodes on the way from ``feeds`` to ``names`` read."""
@@ -102,15 +105,14 @@ class Evaluator64(ReferenceEvaluator):
 
     def _on_the_way(self, feeds: Mapping[str, Any], names: Iterable[str]) -> list[int]:
         """The nodes that compute ``names`` from ``feeds``, in order."""
-        missing = {name for name in names if name not in feeds}
-        way = []
-        for index in reversed(range(len(self.rt_nodes_))):
-            node = self.rt_nodes_[index].onnx_node
-            if missing.intersection(node.output):
-                way.append(index)
-                missing.difference_update(node.output)
-                missing.update(name for name in self._reads[index] if name not in feeds)
-        return way[::-1]
+        way: set[int] = set()
+        work = [name for name in names if name not in feeds]
+        while work:
+            index = self._producers.get(work.pop())
+            if index is not None and index not in way:
+                way.add(index)
+                work += [name for name in self._reads[index] if name not in feeds]
+        return sorted(way)
 
     def _execute(
         self,

@@ -29,7 +29,8 @@ class VerifyOptions:
         rtol: relative to the output's scale; it and ``atol`` replace the rule.
         atol: absolute.
         rule: factors of the rule.
-        per_fold: prove each fold by itself too; see :mod:`bnfold.verification.folds`.
+        per_fold: prove each fold by itself too, where float64 runs both models; one that is wrong is a mismatch, unless
+            tolerances replace the rule. See :mod:`bnfold.verification.folds`.
         localize: on a mismatch, find what causes it; see :mod:`bnfold.verification.localization`.
         save_golden: a file to keep what the reference computes in, for machines that do not have it; see
             :mod:`bnfold.verification.golden`.
@@ -46,7 +47,7 @@ class VerifyOptions:
     rtol: float | None = None
     atol: float | None = None
     rule: Rule = field(default_factory=Rule)
-    per_fold: bool = False
+    per_fold: bool = True
     localize: bool = False
     save_golden: StrPath | None = None
 

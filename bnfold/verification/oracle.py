@@ -6,7 +6,8 @@ that of a float32 run: what differs in it is algebra and the rounding of weights
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from copy import copy
 from functools import partial
@@ -127,11 +128,11 @@ class Oracle:
             nudge: a seed, to move each weight on the way by one unit roundoff as :meth:`run_nudged` does.
         """
         wanted = list(names)
-        wide = {**self._constants, **{name: _widened(value) for name, value in feeds.items()}}
+        wide: dict[str, Any] = {name: _widened(value) for name, value in feeds.items()}
         if nudge is not None:
             wide.update(self._nudged(nudge, self._evaluator.reads_between(feeds, wanted) - feeds.keys()))
         with np.errstate(all="ignore"):
-            results = self._evaluator.between(wide, wanted)
+            results = self._evaluator.between(ChainMap(wide, self._constants), wanted)
         return {name: np.asarray(value) for name, value in zip(wanted, results, strict=True)}
 
     def watch(self, feeds: Mapping[str, Array], see: Callable[[str, Array], None]) -> None:
@@ -152,9 +153,9 @@ class Oracle:
         nudged: dict[str, Any] = {name: Late(partial(self._nudge, name, seed)) for name in self._roundoff}
         return self._run(feeds, {**self._constants, **nudged}, self._names)
 
-    def _nudged(self, seed: int, names: Container[str]) -> dict[str, Array]:
+    def _nudged(self, seed: int, names: Iterable[str]) -> dict[str, Array]:
         """The weights among ``names``, each moved."""
-        return {name: self._nudge(name, seed) for name in self._roundoff if name in names}
+        return {name: self._nudge(name, seed) for name in names if name in self._roundoff}
 
     def _nudge(self, name: str, seed: int) -> Array:
         """A weight moved by one unit roundoff of its type, each element up or down at random."""

@@ -28,11 +28,14 @@ from bnfold.verification.verdict import Finding, Rule, judge
 Array = NDArray[Any]
 PieceVerdict = Literal["ok", "constants", "function", "unknown"]
 
-#: A file rounds its constants once if this part of those that needed rounding is right; what is left is damage.
-_ROUNDED_ONCE = 0.75
-
-#: Or if half of its constants are right to the last element: of those with so many that this is no accident.
+#: A constant of so many elements that needed rounding tells how it was made, by the part of them that is not right:
+#: damage to an element or two, or none; or the roundings of a fold in the file's own type, all over.
 _TELLING = 8
+_DAMAGE = 0.02
+
+#: A file rounds its constants once if those that were made so hold at least this part of all elements, and so many.
+_ROUNDED_ONCE = 0.25
+_FEWEST = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,8 +201,8 @@ class Examiner:
 def _rounded_once(twins: Iterable[Twin]) -> bool:
     """Whether a file rounded its constants once; damage, even to the largest of them, does not hide it."""
     constants = [constant for twin in twins for constant in twin.constants if not constant.problem]
-    rounded, off = sum(c.rounded for c in constants), sum(c.off for c in constants)
-    if off <= (1 - _ROUNDED_ONCE) * rounded:
+    if not any(constant.off for constant in constants):
         return True
     telling = [constant for constant in constants if constant.rounded >= _TELLING]
-    return 2 * sum(not constant.off for constant in telling) >= len(telling) > 0
+    once = sum(c.rounded for c in telling if c.off <= max(1.0, _DAMAGE * c.rounded))
+    return once >= max(_FEWEST, _ROUNDED_ONCE * sum(c.rounded for c in telling))
