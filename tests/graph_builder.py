@@ -176,9 +176,9 @@ class Builder:
                 self.tensors.append(Tensor(output, array))
         return True
 
-    def aside(self, op_type: str, x: Tensor, array: Array, **attributes: Any) -> ir.Value:
+    def aside(self, op_type: str, x: Tensor | ir.Value, array: Array, *more: ir.Value, **attributes: Any) -> ir.Value:
         """Append a node that computes indices or a shape, known to be ``array``."""
-        node = ir.node(op_type, [x.value], attributes=attributes)
+        node = ir.node(op_type, [x.value if isinstance(x, Tensor) else x, *more], attributes=attributes)
         node.outputs[0].name, node.outputs[0].dtype = f"v{len(self.graph)}", ir.DataType.INT64
         self.graph.append(node)
         self.stored[node.outputs[0]] = array

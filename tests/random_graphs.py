@@ -30,12 +30,12 @@ LINEAR: list[Step] = [
     s.normalization,
     j.left_matmul,
 ]
-AFFINE: list[Step] = [s.batch_norm, s.batch_norm, s.binary, s.scale]
+AFFINE: list[Step] = [s.batch_norm, s.batch_norm, s.batch_norm, s.binary, s.binary, s.scale, s.tokens]
 CROSSED: list[Step] = [
     *[s.unary] * 4,
     *[s.reshape, s.pool] * 3,
     *[s.transpose, s.reduce, s.blocks, j.join, j.branches, j.constant_join] * 2,
-    *[s.prelu, s.pad, s.slice_, s.gather, s.embedding, s.split, s.resize, s.expand, s.tile],
+    *[s.prelu, s.pad, s.slice_, s.gather, s.embedding, s.split, s.resize, s.expand, s.tile, s.idle],
     *[j.concat, j.constant_concat, j.product, j.gate],
 ]
 BLOCKING: list[Step] = [j.block, j.branch]

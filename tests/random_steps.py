@@ -190,6 +190,51 @@ def reshape(b: Builder) -> None:
             b.add(kind, [x, b.ints(axis)])
 
 
+def tokens(b: Builder) -> None:
+    """A product of many rows, laid out in one matrix behind it, whose columns are then normalized."""
+    x = b.pick()
+    if len(x.shape) < 3 or b.dynamic:
+        return
+    b.axis = -1
+    out = b.number(1, 4)
+    if not b.add("MatMul", [x, b.constant(b.floats(x.shape[-1], out), share=True)]):
+        return
+    if b.chance(10):
+        unary(b)
+    rows = x.array.size // x.shape[-1]
+    made = b.one((-1, out), (rows, out), (rows, -1), (out, -1))
+    if b.chance(30):
+        shape = b.aside("Shape", x, np.array(x.shape))
+        first = b.aside("Gather", shape, np.array(x.shape[:1]), b.ints(0))
+        made = (*x.shape[:1], rows // x.shape[0], out)
+        sizes = b.aside("Concat", first, np.array(made), b.ints(*made[1:]), axis=0)
+    else:
+        sizes = b.ints(*made)
+    b.loyalty, before = 100, b.loyalty
+    b.add("Reshape", [b.tensors[-1], sizes])
+    b.one(batch_norm, binary, scale)(b)
+    b.loyalty = before
+
+
+def idle(b: Builder) -> None:
+    """An op that computes nothing, or looks so."""
+    x = b.pick()
+    axis = b.axis_of(x)
+    kind = b.one("Concat", "Max", "Sum", "Slice", "Cast", "Expand", "Dropout")
+    if kind == "Slice" and b.opset >= 10:
+        start, step = b.one(0, 0, 0, -1), b.one(1, 1, 1, -1)
+        end = b.one(x.shape[axis], 2**31 - 1, 2**63 - 1, -(2**31))
+        b.add("Slice", [x, *(b.ints(n) for n in (start, end, axis, step))])
+    elif kind == "Cast":
+        b.add("Cast", [x], to=ir.DataType.DOUBLE.value)
+    elif kind == "Expand" and b.opset >= 8 and not b.dynamic:
+        b.add("Expand", [x, b.ints(*b.one(x.shape, (1,), (2, *x.shape)))])
+    elif kind in ("Max", "Sum", "Concat"):
+        b.add(kind, [x], axis=axis if kind == "Concat" else None)
+    elif kind == "Dropout":
+        b.add("Dropout", [x])
+
+
 def pool(b: Builder) -> None:
     x = b.pick()
     if len(x.shape) < 3:

@@ -28,10 +28,10 @@ PROFILE = settings(max_examples=GRAPHS, deadline=None, suppress_health_check=lis
 
 
 @PROFILE
-@given(recipes)
-def test_folded_equals_original_in_float64(recipe: Recipe) -> None:
+@given(recipes, st.booleans())
+def test_folded_equals_original_in_float64(recipe: Recipe, tidy: bool) -> None:
     model = recipe.model()
-    after, report = folded(model, tolerance=1e-9, smallest=1e-2)
+    after, report = folded(model, tolerance=1e-9, smallest=1e-2, tidy=tidy)
     assert sum(ops(after).values()) <= sum(ops(model).values())
     assert report.batch_norms_after == ops(after).get("BatchNormalization", 0)
     for record in report.records:
