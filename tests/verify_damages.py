@@ -324,6 +324,20 @@ def _become(op_type: str, inputs: int | None = None) -> Callable[[onnx.NodeProto
     return change
 
 
+def _activation_lost(_reference: onnx.ModelProto, candidate: onnx.ModelProto, random: Random) -> onnx.ModelProto | None:
+    """One in front of a Relu alone could as well be left out: that is no damage."""
+    copy = _copy(candidate)
+    readers = {
+        name: {n.op_type for n in copy.graph.node if name in n.input} for n in copy.graph.node for name in n.output
+    }
+    found = [n for n in copy.graph.node if n.op_type in ("Relu", "LeakyRelu") and readers[n.output[0]] != {"Relu"}]
+    node = _picked(random, found)
+    if node is None:
+        return None
+    _become("Identity")(node)
+    return copy
+
+
 def _pads(node: onnx.NodeProto) -> bool:
     pads = _attribute(node, "pads") or []
     return node.op_type in ("Conv", "MaxPool", "AveragePool") and bool(pads) and pads[0] > 0
@@ -364,7 +378,7 @@ DAMAGES: dict[str, Damage] = {
     "constant of an affine × 1.001": _other_affine(
         lambda array, _shape: (array.astype(float) * 1.001).astype(array.dtype)
     ),
-    "an activation lost": _of_node(lambda node: node.op_type in ("Relu", "LeakyRelu"), _become("Identity")),
+    "an activation lost": _activation_lost,
 }
 
 
