@@ -46,7 +46,8 @@ _OF_INPUTS = {"inputs": "--inputs", "samples": "--samples", "seed": "--seed", "s
 @click.option("--runtime/--no-runtime", default=True, show_default=True,
               help="Run ONNX Runtime too, or compare in float64 only.")  # fmt: skip
 @click.option("--per-fold/--no-per-fold", default=None,
-              help="Show the proof of each fold by itself, its algebra and its rounding apart; or do without.")  # fmt: skip
+              help="Show the proof of each fold by itself, its algebra and its rounding apart; or make do without "
+                   "one.")  # fmt: skip
 @click.option("--localize", is_flag=True, help="On a mismatch, find the fold, operator or optimization that causes it.")
 @click.option("--out", "reports", multiple=True, metavar="FILE", callback=report_files(*SUFFIXES),
               help=f"Write a report: {', '.join(SUFFIXES)} (JUnit); may be repeated.")  # fmt: skip
@@ -182,26 +183,16 @@ _FEW = 10
 
 
 def _show_folds(out: Output, folds: FoldsResult, *, each_fold: bool) -> None:
+    from bnfold.verification.tables import FOLD_COLUMNS, fold_row
+
     out.say(f"Fold by fold: {folds.sentence}.", "red" if folds.wrong else "green" if folds.proven else "yellow")
     if folds.proven and not (each_fold or out.verbose):
         return
     shown = folds.proofs if out.verbose else folds.proofs[: max(_FEW, len(folds.wrong))]
-    rows = [
-        [
-            proof.node,
-            "-" if proof.algebra is None else f"{proof.algebra:.1e}",
-            "-" if proof.ulp is None else f"{proof.ulp:.3g}",
-            "-" if proof.error is None else f"{proof.error:.1e}",
-            "-" if proof.allowed is None else f"{proof.allowed:.1e}",
-            "ok" if proof.verdict == "ok" else proof.verdict.upper(),
-            proof.detail if proof.wrong else proof.what,
-        ]
-        for proof in shown
-    ]
+    rows = [fold_row(proof) for proof in shown]
     if rows:
-        columns = ["fold", "algebra", "ulp", "error", "allowed", "verdict", ""]
         title = "Each fold alone, worst first: the exact fold's error, and the candidate's"
-        out.show(table(title, columns, rows, right=columns[1:5], fixed=["verdict"]))
+        out.show(table(title, FOLD_COLUMNS, rows, right=FOLD_COLUMNS[1:5], fixed=["verdict"]))
     if len(shown) < len(folds.proofs):
         out.say(f"{len(folds.proofs) - len(shown)} more with --verbose.")
 

@@ -12,11 +12,13 @@ from bnfold.errors import OutputError
 from bnfold.files import StrPath, write_text
 from bnfold.verification.result import OutputResult, VerifyResult
 from bnfold.verification.tables import (
+    FOLD_COLUMNS,
     RUNS,
     VERDICT_COLUMNS,
     decisions,
     feed_columns,
     feed_rows,
+    fold_row,
     metric_columns,
     metric_rows,
     verdict_rows,
@@ -56,10 +58,13 @@ def _markdown(result: VerifyResult) -> Iterator[str]:
         yield from _table(feed_columns(output), feed_rows(output))
     if result.folds is not None:
         yield ""
-        yield f"Fold by fold: {_escape(_sentence(result.folds.sentence))}"
+        yield f"Fold by fold: {_escape(result.folds.sentence)}."
+        if result.folds.proofs:
+            yield ""
+            yield from _table(FOLD_COLUMNS, [fold_row(proof) for proof in result.folds.proofs])
     if result.cause is not None:
         yield ""
-        yield f"Cause: {_escape(_sentence(result.cause.sentence))}"
+        yield f"Cause: {_escape(result.cause.sentence)}."
     yield ""
     if result.rule:
         yield f"Errors are relative to the output's scale. {_escape(result.rule)}"
@@ -133,7 +138,7 @@ def _cases(result: VerifyResult) -> Iterator[ElementTree.Element]:
         yield _with("failure", _element("bnfold.verify", "something is proven"), result.sentence, "nothing proven")
     for proof in result.folds.proofs if result.folds is not None else ():
         case = _element("bnfold.verify.folds", proof.node)
-        if proof.wrong:
+        if proof.wrong and not result.ok:
             _with("failure", case, proof.detail or proof.verdict, proof.verdict)
         elif proof.verdict != "ok":
             _with("skipped", case, proof.detail or "not proven")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 
+from bnfold.verification.fold_proofs import FoldProof
 from bnfold.verification.result import FeedResult, OutputResult, Summary, VerifyResult
 from bnfold.verification.verdict import JUDGED, POOLED, Finding, Run
 
@@ -146,3 +147,23 @@ def decisions(result: VerifyResult) -> list[str]:
             "are so close to a tie that an error within what is allowed could turn them."
         )
     return sentences
+
+
+FOLD_COLUMNS = ("fold", "algebra", "ulp", "error", "allowed", "verdict", "")
+
+
+def fold_row(proof: FoldProof) -> Row:
+    """One fold: the exact fold's error, and the candidate's; all but ``ulp`` relative to the region's scale."""
+    return (
+        proof.node,
+        _short(proof.algebra, ".1e"),
+        _short(proof.ulp, ".3g"),
+        _short(proof.error, ".1e"),
+        _short(proof.allowed, ".1e"),
+        "ok" if proof.verdict == "ok" else proof.verdict.upper(),
+        proof.what if proof.verdict == "ok" else proof.detail,
+    )
+
+
+def _short(number: float | None, style: str) -> str:
+    return "-" if number is None else format(number, style)
