@@ -35,7 +35,9 @@ _MOST_EVENTS = 40_000
 
 def profile(group: Group, seed: Sequence[int]) -> tuple[Profile, ...]:
     """Profile every candidate of a group; raises as :func:`bnfold.benchmarking.launches.launch`."""
-    group = replace(group, has_control=False)
+    # A CUDA graph is replayed as a whole: its nodes are only seen without it.
+    candidates = tuple(replace(c, setting=replace(c.setting, cuda_graph=False)) for c in group.candidates)
+    group = replace(group, candidates=candidates, has_control=False)
     with tempfile.TemporaryDirectory(prefix="bnfold-profile-") as name:
         folder = Path(name)
         models = [load_model(candidate.subject.path) for candidate in group.candidates]

@@ -45,7 +45,7 @@ class Runner:
         output_shapes: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         # What a bound run raises is no exception of ONNX Runtime's own.
-        self._failures = (*runtime_errors(), RuntimeError)
+        self._failures: tuple[type[Exception], ...] = (*runtime_errors(), RuntimeError)
         self._session = session
         self._outputs = {output.name: output.type for output in session.get_outputs()}
         self._bound: Any = None
