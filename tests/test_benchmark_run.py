@@ -106,7 +106,7 @@ def test_the_context_names_the_machine_and_the_versions(result: BenchmarkResult)
         ({"disturbance": Disturbance(1.2, 0.0)}, "other processes kept 1.2 of 4 cores at work"),
         ({"disturbance": Disturbance(0.0, 0.5)}, "denied 0.5 cores by its host"),
         ({"disturbance": Disturbance(0.0, 0.0, 0.7), "quota": 1.5}, "a quota of 1.5 cores on processor time stopped"),
-        ({"affinity": (0,)}, "2 threads were asked for and 1 cores are available"),
+        ({"affinity": (0,)}, "2 threads were asked for and 1 core is available"),
         ({"governor": "powersave"}, "the frequency governor is powersave"),
         ({"available_bytes": 1 << 20}, "may have been swapped"),
     ],

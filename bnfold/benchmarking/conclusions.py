@@ -215,9 +215,10 @@ def _machine_warnings(context: Context, options: BenchmarkOptions) -> Iterator[s
         )
     available = len(context.affinity)
     if max(options.threads) > available:
+        cores = "1 core is" if available == 1 else f"{available} cores are"
         yield (
-            f"{max(options.threads)} threads were asked for and {available} cores are available, so the "
-            f"threads wait for each other; give --threads {available} or fewer"
+            f"{max(options.threads)} threads were asked for and {cores} available, so the threads wait for each other; "
+            f"give --threads {available} or fewer"
         )
     if context.governor in ("powersave", "schedutil", "ondemand", "conservative"):
         yield (

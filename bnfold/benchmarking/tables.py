@@ -92,11 +92,9 @@ def _fold_rows(comparison: ProfileComparison, shown: int) -> Iterator[tuple[str,
     if rest:
         what = f"{len(rest)} more"
         yield what, "", *_gain(sum(row.before for row in rest), sum(row.after for row in rest))
-    yield (
-        "all folds",
-        "",
-        *_gain(*(sum(getattr(row, name) for row in comparison.folds) for name in ("before", "after"))),
-    )
+    before, after = (sum(getattr(row, name) for row in comparison.folds) for name in ("before", "after"))
+    yield "all folds", "", *_gain(before, after)
+    yield "everything else", "", *_gain(comparison.before - before, comparison.after - after)
 
 
 def _what(row: FoldTime) -> tuple[str, ...]:
@@ -220,12 +218,12 @@ def context_sentence(result: BenchmarkResult) -> str:
 def signed(seconds: float) -> str:
     """A difference of times with its sign."""
     text = duration(abs(seconds))
-    return text if not seconds else f"{'+' if seconds > 0 else '−'}{text}"
+    return text if text == "0" else f"{'+' if seconds > 0 else '−'}{text}"
 
 
 def duration(seconds: float) -> str:
     """A time with three digits and its unit."""
-    if not seconds:
+    if seconds < 0.5e-12:  # what subtraction leaves of nothing
         return "0"
     for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if seconds >= scale:
