@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
 
-from bnfold.skeleton import Weights, skeleton_of
+from bnfold.skeleton import Weights, outline_of
 
 #: One dimension: its length, its symbolic name, or None where nothing is known.
 Dim = int | str | None
@@ -25,6 +25,9 @@ class ValueInfo:
 
 
 _NOTHING = ValueInfo(None, None)
+
+#: By its number in a file; 0 says nothing.
+_DTYPES = {dtype.value: dtype for dtype in ir.DataType if dtype is not ir.DataType.UNDEFINED}
 
 
 class ShapeTable:
@@ -65,7 +68,7 @@ def infer_shapes(model: ir.Model) -> ShapeTable:
     where the inference finds nothing (after an op of a custom domain, say). Neither does the inference see the
     values of initializers that a caller may override. The model is not changed.
     """
-    proto, weights = skeleton_of(model)
+    proto, weights = outline_of(model)
     _leave_types_only(proto, weights)
     # Where it fails as a whole, it has found nothing.
     with suppress(onnx.shape_inference.InferenceError, RuntimeError, ValueError, EncodeError, DecodeError):
@@ -137,7 +140,7 @@ def _found(graph: onnx.GraphProto) -> dict[str, ValueInfo]:
         tensor = value.type.tensor_type
         shape = tuple(_dim(dim) for dim in tensor.shape.dim) if tensor.HasField("shape") else None
         if shape is not None or value.name not in infos:
-            infos[value.name] = ValueInfo(shape, ir.DataType(tensor.elem_type) if tensor.elem_type else None)
+            infos[value.name] = ValueInfo(shape, _DTYPES.get(tensor.elem_type))
     return infos
 
 

@@ -126,6 +126,28 @@ def skeleton_of(model: ir.Model) -> tuple[onnx.ModelProto, Weights]:
             model.graph.initializers[name].const_value = tensor
 
 
+def outline_of(model: ir.Model) -> tuple[onnx.ModelProto, Weights]:
+    """The skeleton of a model without what it says of its inner values, which takes half the time to make."""
+    proto = onnx.ModelProto(ir_version=model.ir_version)
+    proto.opset_import.extend(onnx.helper.make_opsetid(domain, n) for domain, n in model.opset_imports.items())
+    proto.functions.extend(ir.serde.serialize_function(function) for function in model.functions.values())
+    graph, weights = proto.graph, dict[str, ir.TensorProtocol]()
+    graph.name = model.graph.name or "graph"
+    for value in model.graph.inputs:
+        ir.serde.serialize_value_into(graph.input.add(), value)
+    for name, value in model.graph.initializers.items():
+        if value.const_value is not None and _leaves(value.const_value):
+            weights[name] = value.const_value
+        elif value.const_value is not None:
+            ir.serde.serialize_tensor_into(graph.initializer.add(), value.const_value)
+            graph.initializer[-1].name = name
+    for node in model.graph:
+        ir.serde.serialize_node_into(graph.node.add(), node)
+    for value in model.graph.outputs:
+        ir.serde.serialize_value_into(graph.output.add(), value)
+    return proto, weights
+
+
 def complete(model: ir.Model, weights: Weights) -> None:
     """Give a model that was made from a skeleton its weights, in place."""
     for name, tensor in weights.items():

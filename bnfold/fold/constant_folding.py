@@ -37,7 +37,7 @@ def fold_constants(graph: ModelGraph) -> bool:
     """Give each op that reads such a constant an initializer in its place, and drop what computed it.
 
     Returns:
-        Whether there was one. More may then be known of the model's shapes, and with them more constants.
+        Whether integers were written. More may then be known of the model's shapes, and with them more constants.
     """
     written: dict[ir.Value, ir.Value] = {}
     for node in list(graph.nodes()):
@@ -51,7 +51,7 @@ def fold_constants(graph: ModelGraph) -> bool:
                 assert array is not None
                 written[value] = graph.add_constant(array, _name(node, index, value))
             graph.use(node, index, written[value])
-    return bool(written)
+    return any(new.dtype is not None and new.dtype.is_integer() for new in written.values())
 
 
 def _name(node: ir.Node, index: int, value: ir.Value) -> str:
