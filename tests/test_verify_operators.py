@@ -9,15 +9,19 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 import pytest
+from onnx.reference.ops import op_grid_sample
 
 from bnfold.session import SessionOptions, create_session
 from bnfold.verification.double import NotInFloat64Error
 from bnfold.verification.metrics import is_float
 from bnfold.verification.oracle import Oracle
+from bnfold.verification.sampling import deform_conv, grid_sample
+from bnfold.verification.windows import conv, window
 
 IMAGE = "float[2,4,6,6] x"
 ROWS = "float[2,3] x"
 TWICE = "float[4] s = {1, 1, 2, 2}"
+FAR = "float[2,1,2,2] g = {0.1, 1.2, -3.3, 2.4, -0.5, 1.06, 0.7, -1.8}"
 BODY = "body = g (%s a, %s b) => (%s c, %s d) { c = Add(a, b)  d = Neg(c) }"
 VECTOR = BODY % (("float[3]",) * 4)
 
@@ -57,6 +61,10 @@ FORMS = [
     (11, "float[3,5] x", "float[3] z = {0, 0, 0}", f"f, y = Scan <num_scan_inputs = 1, scan_input_axes = [1], scan_output_axes = [1], {VECTOR}> (z, x)"),
     (11, "float[5,3] x", "float[3] z = {0, 0, 0}", f"f, y = Scan <num_scan_inputs = 1, scan_input_directions = [1], scan_output_directions = [1], {VECTOR}> (z, x)"),
     (16, IMAGE, "float[2,1,2,2] g = {0.1, 0.2, 0.3, 0.4, -0.5, 0.6, 0.7, -0.8}", "y = GridSample (x, g)"),
+    (16, IMAGE, FAR, 'y = GridSample <mode = "bicubic", padding_mode = "reflection"> (x, g)'),
+    (16, IMAGE, FAR, 'y = GridSample <mode = "bicubic", padding_mode = "border", align_corners = 1> (x, g)'),
+    (16, IMAGE, FAR, 'y = GridSample <mode = "nearest", padding_mode = "zeros"> (x, g)'),
+    (16, IMAGE, FAR, 'y = GridSample <mode = "bilinear", padding_mode = "reflection", align_corners = 1> (x, g)'),
     (20, "float[1,2,3] x", "int64[4] z = {1, 1, 3, 4}", "y = AffineGrid (x, z)"),
     (20, "float[1,2,3] x", "int64[4] z = {1, 1, 3, 4}", "y = AffineGrid <align_corners = 1> (x, z)"),
     (20, "float[2,3,4] x", "int64[5] z = {2, 1, 2, 3, 4}", "y = AffineGrid (x, z)"),
@@ -88,6 +96,55 @@ def test_older_forms_agree_with_the_runtime(form):
     assert oracle.narrowed == []
     assert actual.shape == expected.shape
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=3e-6)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+@pytest.mark.parametrize(("sides", "points"), [((6,), (7,)), ((4, 5), (3, 3)), ((3, 2, 4), (2, 1, 2))])
+def test_points_between_pixels_agree_with_the_reference_one_by_one(sides, points, mode, padding, align_corners):
+    if (mode, padding) == ("cubic", "border"):
+        pytest.skip("ONNX Runtime and PyTorch agree on another function; see the forms above")
+    random = np.random.default_rng(2)
+    x, grid = random.standard_normal((2, 2, *sides)), random.uniform(-2.5, 2.5, (2, *points, len(sides)))
+    expected = _GridSample64()._run(x, grid, mode=mode, padding_mode=padding, align_corners=int(align_corners))[0]
+    np.testing.assert_allclose(grid_sample(x, grid, mode, padding, align_corners=align_corners), expected, atol=1e-12)
+
+
+class _GridSample64(op_grid_sample.GridSample):
+    """onnx's own, without the float32 inside."""
+
+    mode, padding_mode, align_corners = "linear", "zeros", 0
+
+    def __init__(self):
+        """Leave out the node, which only says how."""
+
+    def _gs_denormalize_coordinates(self, n, dims, align_corners):
+        return np.array([self._gs_denormalize(v, size, align_corners) for v, size in zip(n, dims, strict=True)])
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("shifts", [1, 2])
+@pytest.mark.parametrize("attributes", [{}, {"strides": (2, 1)}, {"dilations": (1, 2), "pads": (1, 0, 2, 1)}])
+def test_a_deformed_convolution_agrees_with_one_of_moved_images(groups, shifts, attributes):
+    """Whole offsets of all taps alike are a convolution of an image that was moved; halves lie in the middle of two."""
+    random = np.random.default_rng(3)
+    x, weight, bias = (random.standard_normal(shape) for shape in ((2, 4, 7, 8), (6, 4 // groups, 3, 2), (6,)))
+    view = window((7, 8), (3, 2), **attributes)
+    plain = conv(x, weight, bias, view, groups)
+    spatial = plain.shape[2:]
+    still = np.zeros((2, shifts * 12, *spatial))
+    half = np.ones((2, shifts * 6, *spatial)) / 2
+    np.testing.assert_allclose(deform_conv(x, weight, still, bias, None, view, groups, shifts), plain, atol=1e-12)
+    masked = deform_conv(x, weight, still, None, half, view, groups, shifts)
+    np.testing.assert_allclose(masked, conv(x, weight, None, view, groups) / 2, atol=1e-12)
+    right = np.concatenate([x[..., 1:], np.zeros_like(x[..., :1])], axis=-1)
+    left_edge = window((7, 8), (3, 2), **attributes)
+    if not any(left_edge.begin):  # what a padded position reads is moved into the image
+        across = still.copy().reshape(2, shifts, 6, 2, *spatial)
+        across[:, :, :, 1] = 0.5
+        halfway = deform_conv(x, weight, across.reshape(still.shape), None, None, view, groups, shifts)
+        np.testing.assert_allclose(halfway, conv((x + right) / 2, weight, None, view, groups), atol=1e-12)
 
 
 def test_dequantized_weights_are_not_rounded_to_float32():

@@ -61,6 +61,28 @@ def lay_open(model: ir.Model, wanted: Container[Holder]) -> None:
             work += opening.branches(node) if node.op_type == "If" else opening.first_pass(node)
 
 
+def lift_weights(model: ir.Model) -> None:
+    """Move the initializers of the subgraphs of If, Loop and Scan to the main graph, in place.
+
+    Other operators with subgraphs may not hand them what is around them.
+    """
+    names = {value.name for node in model.graph.all_nodes() for value in node.outputs}
+    names.update(value.name for graph in model.graphs() for value in (*graph.inputs, *graph.initializers.values()))
+    work = list(model.graph)
+    while work:
+        node = work.pop()
+        for body in bodies_of(node) if holder(node) is not None else ():
+            work += list(body)
+            for name, value in list(body.initializers.items()):
+                if value.is_graph_input() or value.is_graph_output():
+                    continue
+                body.initializers.pop(name)
+                if name in model.graph.initializers:
+                    value.name = _unused(f"{name} of {node.outputs[0].name}", names.__contains__)
+                    names.add(value.name)
+                model.graph.register_initializer(value)
+
+
 class _Opening:
     """Lays bodies open in one graph."""
 
@@ -156,7 +178,7 @@ class _Opening:
         self._names.add(value.name)
 
 
-def _unused(name: str, used: Callable[[str], bool]) -> str:
+def _unused(name: str, used: Callable[[str | None], bool]) -> str:
     count, free = 1, name
     while used(free):
         count += 1

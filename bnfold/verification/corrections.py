@@ -11,7 +11,7 @@ LRN                                  the sum over channels runs over the batch
 Loop, Scan                           what they collect is joined where it must be stacked; other axes and directions
 Scatter, GlobalLpPool                missing
 NonMaxSuppression                    fails without its optional inputs
-AffineGrid, GridSample               float32 inside
+AffineGrid                           float32 inside
 ===================================  =================================================================================
 """
 
@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from onnx.reference.op_run import OpRun
-from onnx.reference.ops.op_grid_sample import GridSample as _GridSample
 from onnx.reference.ops.op_non_max_suppression import NonMaxSuppression as _NonMaxSuppression
 from onnx.reference.ops.op_resize import Resize as _Resize
 from onnx.reference.ops.op_scatter_elements import scatter_elements
@@ -265,19 +264,10 @@ class AffineGrid(OpRun):
         return (np.asarray(np.einsum("...k,nck->n...c", places, theta)),)
 
 
-class GridSample(_GridSample):
-    """GridSample, opset 16 on, its coordinates in float64."""
-
-    def _gs_denormalize_coordinates(self, n: Array, dims: Array, align_corners: bool) -> Array:
-        places = [self._gs_denormalize(v, size, align_corners) for v, size in zip(n, dims, strict=False)]
-        return np.asarray(places, dtype=np.float64)
-
-
 CORRECTIONS: tuple[type[OpRun], ...] = (
     AffineGrid,
     DequantizeLinear,
     GlobalLpPool,
-    GridSample,
     Hardmax,
     LRN,
     LogSoftmax,

@@ -1,7 +1,7 @@
 """float64 implementations that replace those of :mod:`onnx.reference` where they are slow or wrong.
 
 Each class is named after its operator, as the reference evaluator wants it. Measured on onnx 1.23: Conv is some
-fifty times slower there, MaxPool and AveragePool are Python loops, grouped ConvTranspose fails, and
+fifty times slower there, the pools, GridSample and DeformConv are Python loops, grouped ConvTranspose fails, and
 BatchNormalization of opset 9 takes the batch's own statistics where it must take the running ones.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx.reference.op_run import OpRun
 
-from bnfold.verification import windows
+from bnfold.verification import sampling, windows
 from bnfold.verification.corrections import CORRECTIONS
 from bnfold.verification.double import NotInFloat64Error
 from bnfold.verification.windows import Window
@@ -99,6 +99,29 @@ class LpPool(OpRun):
         return (windows.lp_pool(x, view, power, ceil_mode=bool(attributes.get("ceil_mode"))),)
 
 
+class GridSample(OpRun):
+    """GridSample, opset 16 on; ``bilinear`` and ``bicubic`` are what it called its modes there."""
+
+    def _run(self, x: Array, grid: Array, **attributes: Any) -> Outputs:
+        mode = str(attributes.get("mode") or "linear").removeprefix("bi")
+        padding = str(attributes.get("padding_mode") or "zeros")
+        if mode not in ("nearest", "linear", "cubic") or padding not in ("zeros", "border", "reflection"):
+            raise NotInFloat64Error(f"GridSample with mode {mode!r} and padding mode {padding!r}")
+        aligned = bool(attributes.get("align_corners"))
+        return (sampling.grid_sample(x, grid, mode, padding, align_corners=aligned),)  # type: ignore[arg-type]
+
+
+class DeformConv(OpRun):
+    """DeformConv, opset 19 on."""
+
+    def _run(
+        self, x: Array, w: Array, offset: Array, b: Array | None = None, mask: Array | None = None, **attributes: Any
+    ) -> Outputs:
+        view = _window(x, attributes, w.shape[2:])
+        groups, shifts = (int(attributes.get(name) or 1) for name in ("group", "offset_group"))
+        return (sampling.deform_conv(x, w, offset, b, mask, view, groups, shifts),)
+
+
 class BatchNormalization(OpRun):
     """``y = scale·(x − mean)/√(var + ε) + B`` on axis 1, opset 7 on; ``training_mode=1`` of opset 14 on as well."""
 
@@ -148,6 +171,8 @@ OPERATORS: tuple[type[OpRun], ...] = (
     MaxPool,
     AveragePool,
     LpPool,
+    GridSample,
+    DeformConv,
     BatchNormalization,
     *CORRECTIONS,
 )

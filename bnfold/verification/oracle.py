@@ -16,14 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes.common import (
-    InlinePass,
-    LiftConstantsToInitializersPass,
-    LiftSubgraphInitializersToMainGraphPass,
-)
+from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
 from bnfold.draws import stream
-from bnfold.verification.bodies import Holder, lay_open
+from bnfold.verification.bodies import Holder, lay_open, lift_weights
 from bnfold.verification.double import LARGE, widen
 from bnfold.verification.metrics import UNIT_ROUNDOFF, is_float
 
@@ -73,7 +69,7 @@ class Oracle:
         if widened.functions:
             InlinePass()(widened)  # the reference evaluator loses its replaced operators inside functions
         LiftConstantsToInitializersPass(size_limit=0)(widened)
-        LiftSubgraphInitializersToMainGraphPass()(widened)  # weights are weights wherever they are kept
+        lift_weights(widened)
         # What one rounding of each weight amounts to, in the type that the file keeps it in.
         self._roundoff = {
             name: UNIT_ROUNDOFF[dtype]

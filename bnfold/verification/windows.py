@@ -116,7 +116,7 @@ def conv(x: Array, weight: Array, bias: Array | None, view: Window, groups: int 
                 features, *block.shape[1 : 1 + rank]
             )
     if bias is not None:
-        result += _per_channel(bias, rank)
+        result += per_channel(bias, rank)
     return result
 
 
@@ -160,7 +160,7 @@ def conv_transpose(
     full = _pad(full, tuple(max(-p, 0) for p in view.begin), tuple(max(-p, 0) for p in view.end), 0.0)
     crop = tuple(slice(max(b, 0), n - max(e, 0)) for b, e, n in zip(view.begin, view.end, full.shape[2:], strict=True))
     result = full[(slice(None), slice(None), *crop)]
-    return result if bias is None else result + _per_channel(bias, rank)
+    return result if bias is None else result + per_channel(bias, rank)
 
 
 def pooled_size(spatial: Sequence[int], view: Window, *, ceil_mode: bool) -> Ints:
@@ -263,5 +263,6 @@ def _pad(x: Array, begin: Ints, end: Ints, value: float) -> Array:
     return np.pad(x, widths, constant_values=value)
 
 
-def _per_channel(vector: Array, rank: int) -> Array:
+def per_channel(vector: Array, rank: int) -> Array:
+    """One number for each channel, as it is broadcast to ``(N, C, D1, …, Dn)``."""
     return vector.reshape(-1, *(1,) * rank)
