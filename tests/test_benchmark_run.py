@@ -30,8 +30,8 @@ from bnfold.benchmarking.launches import LaunchRecord
 from bnfold.benchmarking.options import Setting
 from bnfold.benchmarking.process import Worker, thread_states
 from bnfold.benchmarking.report import FORMATS, as_csv, as_html, as_json, as_markdown, write_report
-from bnfold.benchmarking.statistics import Verdict
-from bnfold.benchmarking.tables import notes
+from bnfold.benchmarking.statistics import Comparison, Interval, Verdict
+from bnfold.benchmarking.tables import notes, tables
 from bnfold.errors import BnfoldError, InputError, ModelError, OutputError, ProviderError, WorkerError
 
 SHORT = BenchmarkOptions(seconds=0.1, launches=2, cold_starts=0, threads=(1,))
@@ -148,6 +148,24 @@ def test_an_interval_that_is_wide_is_said_with_what_to_do(result: BenchmarkResul
     assert "the interval of copy.onnx is wide" in warnings
 
 
+def test_a_session_that_is_created_faster_is_said_so_below_the_tables(result: BenchmarkResult) -> None:
+    group = result.groups[0]
+    faster = Comparison(Interval(0.5, 0.48, 0.52), 0.01)
+    changed = replace(group, candidates=(group.candidates[0], replace(group.candidates[1], creation_comparison=faster)))
+    said = "Session creation: copy.onnx is 2.00x faster than first.onnx (95 % interval 1.92 to 2.08)."
+    assert said in list(notes(changed))
+
+
+def test_files_tell_more_percentiles_than_the_terminal_and_their_intervals(result: BenchmarkResult) -> None:
+    group = result.groups[0]
+    latency = dict.fromkeys((50.0, 90.0, 99.0), Interval(1e-3, 0.9e-3, 1.1e-3)) | {99.9: None}
+    told = replace(group, candidates=tuple(replace(c, latency=latency) for c in group.candidates))
+    short, whole = (next(iter(tables(told, short=short))) for short in (True, False))
+    assert short.columns[1:4] == whole.columns[1:4] == ("median", "p90", "p99")
+    assert short.rows[0][1:4] == ("1.00 ms ±11 %", "1.00 ms", "1.00 ms")
+    assert whole.rows[0][1:4] == ("1.00 ms ±11 %",) * 3
+
+
 def test_a_server_that_falls_behind_is_said_with_what_to_do(result: BenchmarkResult) -> None:
     group = result.groups[0]
     record = replace(group.candidates[0].records[0], busy_s=0.99, span_s=1.0, runs_per_sample=1)
@@ -208,7 +226,7 @@ def test_markdown_answers_before_it_shows_tables(result: BenchmarkResult) -> Non
     assert text.index("copy.onnx") < text.index("| candidate |")
     for line in text.splitlines():
         if line.startswith("|"):
-            assert line.count("|") == 8
+            assert line.count("|") in {6, 8}
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -221,7 +239,8 @@ def test_the_page_answers_first_and_loads_nothing_from_elsewhere(result: Benchma
     text = as_html(result)
     assert text.index(result.sentences()[0]) < text.index("<table")
     assert not re.search(r"""(src|href)\s*=\s*["']?(?!#)\w""", text)
-    assert text.count('<svg class="plot"') == 3 * len(result.groups)  # latency, speed-up, speed-up of the creation
+    # Latency, speed-up and speed-up of the creation of each group, and all speed-ups together.
+    assert text.count('<svg class="plot"') == 3 * len(result.groups) + 1
     assert result.subjects[0].sha256 in text
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bnfold.benchmarking.attribution import FoldTime
 from bnfold.benchmarking.profiles import GroupProfile, ProfileComparison
-from bnfold.benchmarking.results import BenchmarkResult, CandidateResult, GroupResult, Spread
+from bnfold.benchmarking.results import BenchmarkResult, CandidateResult, GroupResult, Spread, sentence
 from bnfold.benchmarking.scenario import Kind
 from bnfold.benchmarking.statistics import Interval, Verdict
 
@@ -39,8 +39,7 @@ def tables(group: GroupResult, *, short: bool = False) -> Iterator[Table]:
         group: what was found.
         short: leave out what is of little weight.
     """
-    columns = latency_columns(group)
-    yield Table("", columns, tuple(latency_rows(group)), columns[1:-1])
+    yield _latency_table(group, short)
     yield Table("", FIGURE_COLUMNS, tuple(figure_rows(group)), FIGURE_COLUMNS[1:])
     if group.profile is not None:
         yield from _profile_tables(group.profile, group.candidates[0].label, short)
@@ -109,15 +108,15 @@ def _names(names: tuple[str, ...]) -> str:
 FIGURE_COLUMNS = ("candidate", "session", "speed-up (95 %)", "first run", "peak memory", "file", "nodes")
 
 
-def latency_columns(group: GroupResult) -> tuple[str, ...]:
-    """The headings of :func:`latency_rows`."""
-    busy = group.candidates[0].candidate.setting.scenario.kind is Kind.POISSON
-    return ("candidate", "median", "p90", "p99", "busy" if busy else "infer/s", "speed-up (95 %)", "verdict")
-
-
-def latency_rows(group: GroupResult) -> list[tuple[str, ...]]:
-    """The steady state of each candidate, as text."""
-    return [_latency_row(candidate) for candidate in group.candidates]
+def _latency_table(group: GroupResult, short: bool) -> Table:
+    """The steady state of each candidate; with intervals and the 99.9th percentile where there is space."""
+    percents = (50.0, 90.0, 99.0) if short else (50.0, 90.0, 99.0, 99.9)
+    told = [p for p in percents if p == 50 or any(c.latency[p] is not None for c in group.candidates)]
+    is_poisson = group.candidates[0].candidate.setting.scenario.kind is Kind.POISSON
+    names = tuple("median" if percent == 50 else f"p{percent:g}" for percent in told)
+    columns = ("candidate", *names, "busy" if is_poisson else "infer/s", "speed-up (95 %)", "verdict")
+    rows = tuple(_latency_row(candidate, told, short) for candidate in group.candidates)
+    return Table("", columns, rows, columns[1:-1])
 
 
 _SHORT = {
@@ -127,18 +126,21 @@ _SHORT = {
 }
 
 
-def _latency_row(candidate: CandidateResult) -> tuple[str, ...]:
-    median, p90, p99 = (candidate.latency[percent] for percent in (50.0, 90.0, 99.0))
+def _latency_row(candidate: CandidateResult, percents: Sequence[float], short: bool) -> tuple[str, ...]:
     comparison = candidate.comparison
     return (
         candidate.label,
-        "–" if median is None else _with_reach(median),
-        "–" if p90 is None else duration(p90.estimate),
-        "–" if p99 is None else duration(p99.estimate),
+        *(_percentile(candidate.latency[percent], bare=short and percent != 50) for percent in percents),
         _load(candidate),
         "–" if comparison is None else _speedup(comparison.speedup),
         "baseline" if comparison is None else _SHORT[comparison.verdict],
     )
+
+
+def _percentile(interval: Interval | None, *, bare: bool) -> str:
+    if interval is None:
+        return "–"
+    return duration(interval.estimate) if bare else _with_reach(interval)
 
 
 def _load(candidate: CandidateResult) -> str:
@@ -179,6 +181,10 @@ def notes(group: GroupResult) -> Iterator[str]:
             f"Control: two processes of {first.label} differed by {difference:.1f} % on average "
             f"over {group.launches} launches."
         )
+    for candidate in group.candidates:
+        started = candidate.creation_comparison
+        if started is not None and started.verdict is not Verdict.NO_DIFFERENCE:
+            yield f"Session creation: {sentence(candidate.label, first.label, started)}."
     if first.candidate.setting.scenario.kind is Kind.OFFLINE:
         yield "Offline: the median is the time to empty a queue, divided by its length; single runs take longer."
     elif first.candidate.setting.scenario.kind is Kind.POISSON:

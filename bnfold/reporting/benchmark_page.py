@@ -35,6 +35,7 @@ class _Section:
     plots: tuple[tuple[str, str], ...]
     tables: tuple[Table, ...]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def benchmark_page(result: BenchmarkResult) -> str:
@@ -47,7 +48,8 @@ def benchmark_page(result: BenchmarkResult) -> str:
         "benchmark.html.jinja",
         title=_title(result),
         answers=list(_answers(result)),
-        warnings=result.all_warnings,
+        warnings=[_sentence(warning) for warning in result.warnings],
+        overview=_overview(result),
         groups=[_section(group) for group in result.groups],
         facts=list(_facts(result)),
         models=_models(result),
@@ -67,8 +69,30 @@ def _answers(result: BenchmarkResult) -> Iterator[_Answer]:
         yield _Answer(text, _KINDS[comparison.verdict])
 
 
+def _overview(result: BenchmarkResult) -> str | None:
+    """The speed-ups of all groups in one plot; None where there is one group, which has a plot of its own."""
+    rows = [
+        row
+        for group in result.groups
+        for row in _speedups({f"{group.group.title}: {c.label}": c.comparison for c in group.candidates})
+    ]
+    return plots.ratio_intervals(rows, "the first of each group") if len(result.groups) > 1 and rows else None
+
+
 def _section(group: GroupResult) -> _Section:
-    return _Section(group.group.title, tuple(_plots(group)), tuple(tables(group)), tuple(notes(group)))
+    return _Section(
+        title=group.group.title,
+        plots=tuple(_plots(group)),
+        tables=tuple(tables(group)),
+        notes=tuple(notes(group)),
+        warnings=tuple(_sentence(warning) for warning in group.warnings),
+    )
+
+
+def _sentence(text: str) -> str:
+    """A clause as a sentence of its own; the name of a file stays as it is."""
+    starts_with_name = "." in text.partition(" ")[0]
+    return f"{text if starts_with_name else text[:1].upper() + text[1:]}."
 
 
 def _plots(group: GroupResult) -> Iterator[tuple[str, str]]:
