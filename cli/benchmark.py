@@ -21,7 +21,6 @@ SUFFIXES = (".json", ".csv", ".md", ".html")
 SCENARIOS = ("single-stream", "offline", "poisson")
 COMPARE = ("models", "settings")
 
-
 _SWITCH = {"on": True, "off": False}
 
 
@@ -116,6 +115,7 @@ def command(
     leaves room for chance. Where an option takes several values, every combination is measured.
     """
     from bnfold.benchmarking import BenchmarkOptions, Compare, benchmark
+    from bnfold.benchmarking.candidates import compares
     from bnfold.benchmarking.report import check_report, write_report
 
     options = BenchmarkOptions(
@@ -124,8 +124,11 @@ def command(
         input_shapes=shapes,
         **values,
     )
-    if limit is not None and earlier is None and len(models) * len(options.settings()) < 2:
-        raise click.UsageError("--fail-if-slower needs two models or settings, of which the first is the baseline.")
+    if limit is not None and earlier is None and not compares(len(models), options):
+        raise click.UsageError(
+            "--fail-if-slower needs two models or settings that are compared, of which the first is the baseline, or "
+            "--baseline."
+        )
     if out is not None:
         check_report(out)
     with out_.progress() as progress:

@@ -155,6 +155,8 @@ def test_fail_if_slower_fails_only_where_the_whole_interval_is_beyond(
         ("m.onnx --out result.xml", ".json, .csv, .md"),
         ("m.onnx --out result", "no known suffix"),
         ("m.onnx --fail-if-slower 5", "needs two models"),
+        ("m.onnx --fail-if-slower 5 --batch 1,8", "needs two models"),
+        ("m.onnx n.onnx --fail-if-slower 5 --compare settings", "needs two models"),
         ("m.onnx --spinning maybe", "--spinning"),
         ("m.onnx --io-binding", "requires an argument"),
         ("m.onnx --cuda-graph on", "CUDA graphs need the provider cuda and IO binding"),

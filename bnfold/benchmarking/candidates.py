@@ -83,21 +83,30 @@ def plan_groups(subjects: Sequence[Subject], options: BenchmarkOptions) -> tuple
     )
 
 
+def compares(models: int, options: BenchmarkOptions) -> bool:
+    """Whether there is anything to compare, for so many models."""
+    if _kind(models, options) is Compare.MODELS:
+        return models > 1
+    return any(len(group) > 1 for group in _alike(options.settings()))
+
+
+def _kind(models: int, options: BenchmarkOptions) -> Compare:
+    if options.compare is not None:
+        return options.compare
+    several = any(len(group) > 1 for group in _alike(options.settings()))
+    return Compare.SETTINGS if models == 1 and several else Compare.MODELS
+
+
 def _compositions(
     subjects: Sequence[Subject], options: BenchmarkOptions
 ) -> Iterator[tuple[str, Compare, tuple[Candidate, ...]]]:
-    settings = options.settings()
-    alike = _alike(settings)
-    compare = options.compare
-    if compare is None:
-        worth_it = len(subjects) == 1 and any(len(group) > 1 for group in alike)
-        compare = Compare.SETTINGS if worth_it else Compare.MODELS
+    compare = _kind(len(subjects), options)
     if compare is Compare.MODELS:
-        for setting in settings:
+        for setting in options.settings():
             yield setting.label(), compare, tuple(Candidate(subject, setting, subject.label) for subject in subjects)
         return
     for subject in subjects:
-        for group in alike:
+        for group in _alike(options.settings()):
             pairs = zip(group, own_words(group), strict=True)
             title = f"{subject.label}, {common_words(group)}".removesuffix(", ")
             yield title, compare, tuple(Candidate(subject, setting, words) for setting, words in pairs)

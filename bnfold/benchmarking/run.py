@@ -76,9 +76,9 @@ def benchmark(
     if before is not None:
         before.check([course.group for course in courses])
     load, started = load_average(), read_cpu_time()
+    _profile(courses, options, progress)  # first, since what cannot be profiled should not cost a measurement
     _measure(courses, options, progress)
     _start_cold(courses, options, progress)
-    _profile(courses, options, progress)
     found = disturbance(started, read_cpu_time())
     context = read_context(load, found, courses[0].launches[0].onnxruntime)
     groups = tuple(_conclude(course, options) for course in courses)
@@ -127,17 +127,22 @@ def _start_cold(courses: Sequence[_Course], options: BenchmarkOptions, progress:
 
 def _profile(courses: Sequence[_Course], options: BenchmarkOptions, progress: Progress) -> None:
     """Look at each node's time where that was asked for, and at its placement where a provider may decline it."""
+    wanted = [(index, course) for index, course in enumerate(courses) if options.profile or _may_decline(course.group)]
     reports: dict[Path, FoldReport] = {}
-    for index, course in enumerate(courses):
+    for done, (index, course) in enumerate(wanted):
         group = course.group
-        declines = any(provider_name(c.setting.provider) != provider_name("cpu") for c in group.candidates)
-        if options.profile or declines:
-            profiles = profile(group, (options.seed, index, options.launches + options.cold_starts))
-            first = group.candidates[0].subject.path
-            if group.compare is Compare.MODELS and len(group.candidates) > 1 and first not in reports:
-                reports[first] = inspect(first)
-            course.profile = compare_profiles(profiles, reports.get(first))
-        progress("profiles", index + 1, len(courses))
+        first = group.candidates[0].subject.path
+        if group.compare is Compare.MODELS and len(group.candidates) > 1 and first not in reports:
+            reports[first] = inspect(first)
+        profiles = profile(group, (options.seed, index, options.launches + options.cold_starts))
+        course.profile = compare_profiles(profiles, reports.get(first))
+        progress("profiles", done + 1, len(wanted))
+
+
+def _may_decline(group: Group) -> bool:
+    """Whether a provider may leave nodes to the CPU."""
+    cpu = provider_name("cpu")
+    return any(provider_name(candidate.setting.provider) != cpu for candidate in group.candidates)
 
 
 def _spent(records: Sequence[LaunchRecord]) -> float:
