@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DOTS_PER_INCH = 130
+#: Inches of a figure by the number of charts in it.
+_WIDTHS = {1: 8.4, 2: 9.8}
 _MARKERS = ("o", "s", "^", "D", "v")
 
 
@@ -33,11 +35,9 @@ def png(charts: Sequence[Chart]) -> bytes:
 
 
 def _drawn(charts: Sequence[Chart]) -> Figure:
-    columns = min(len(charts), 2)
-    rows = -(-len(charts) // columns)
-    figure = _figure(9.6, 3.4 * rows)
+    figure = _figure(_WIDTHS.get(len(charts), 12.8), 3.5)
     for index, chart in enumerate(charts):
-        _draw(_axes(figure, rows, columns, index + 1), chart)
+        _draw(_axes(figure, 1, len(charts), index + 1), chart)
     return figure
 
 
@@ -57,7 +57,7 @@ def _draw(axes: Axes, chart: Chart) -> None:
         value, label = chart.reference
         axes.axhline(value, color=_GRAY, linewidth=1, linestyle="--")
         axes.annotate(label, (1, value), xycoords=("axes fraction", "data"), textcoords="offset points",
-                      xytext=(-2, 3), ha="right", fontsize=8, color=_GRAY)  # fmt: skip
+                      xytext=(-2, -3), ha="right", va="top", fontsize=8, color=_GRAY)  # fmt: skip
     axes.set(xlabel=chart.x_label, ylabel=chart.y_label)
     axes.set_title(chart.title, fontsize=10, loc="left")
     if len(chart.series) > 1:

@@ -86,16 +86,15 @@ class Laboratory:
     progress: Progress = silent
     stage: str = ""
     _steps: int = field(default=0, init=False)
-    _chosen: dict[tuple[Architecture, Plan, str], float] = field(default_factory=dict, init=False)
+    _chosen: dict[tuple[Architecture, Plan, str, tuple[float, ...]], float] = field(default_factory=dict, init=False)
 
     def sized(self, full: int, quick: int) -> int:
         """A size, by the kind of study."""
         return quick if self.quick else full
 
-    @property
-    def rates(self) -> list[float]:
-        """The grid of learning rates: powers of 2, of 4 in a quick study."""
-        return [2.0**exponent for exponent in range(-9, 4, self.sized(1, 2))]
+    def rates(self, low: int = -9, high: int = 4, step: int = 1) -> tuple[float, ...]:
+        """A grid of learning rates: powers of 2 from ``low`` to below ``high``; every second one in a quick study."""
+        return tuple(2.0**exponent for exponent in range(low, high, self.sized(step, 2 * step)))
 
     @property
     def tuning_seeds(self) -> tuple[int, ...]:
@@ -103,7 +102,11 @@ class Laboratory:
         return tuple(_TUNING_SEED + index for index in range(self.sized(4, 2)))
 
     def tuned(
-        self, architecture: Architecture, plan: Plan, criterion: Literal["mean", "last"] = "mean", extra: int = 0
+        self,
+        architecture: Architecture,
+        plan: Plan,
+        criterion: Literal["mean", "last"] = "mean",
+        grid: tuple[float, ...] | None = None,
     ) -> float:
         """The learning rate of an arm.
 
@@ -111,11 +114,11 @@ class Laboratory:
             architecture: of the networks.
             plan: of their training.
             criterion: validation accuracy as the mean over all evaluations, which rewards speed, or the last.
-            extra: powers of 2 by which the grid goes further up.
+            grid: learning rates to choose from, increasing.
         """
-        key = (architecture, plan, criterion)
+        rates = grid or self.rates()
+        key = (architecture, plan, criterion, rates)
         if key not in self._chosen:
-            rates = self.rates + [self.rates[-1] * 2.0**power for power in range(1, extra + 1)]
             seeds = [seed for seed in self.tuning_seeds for _ in rates]
             curve = self.train(architecture, plan, seeds, rates * len(self.tuning_seeds), self.task.validation)
             scores = curve.accuracy.mean(0) if criterion == "mean" else curve.accuracy[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,37 @@ LENGTHS = (0.5, 1.0, 2.0, 4.0)
 ARMS = {"no norm": Architecture(depth=5), "batch norm": Architecture(depth=5, norm="batch")}
 
 
+class _Quantity(NamedTuple):
+    """One thing that a survey measures: what is claimed of it, what it is, its attribute, the label of its axis."""
+
+    claim: str
+    what: str
+    name: str
+    axis: str
+
+
+_QUANTITIES = (
+    _Quantity(
+        "Along the gradient, the loss varies less with batch norm.",
+        "variation of the loss along the gradient",
+        "loss_range",
+        "range of losses",
+    ),
+    _Quantity(
+        "Along the gradient, the gradient changes less with batch norm.",
+        "largest change of the gradient, relative to its length",
+        "relative_change",
+        "change over length",
+    ),
+    _Quantity(
+        "The effective β-smoothness is better (lower) with batch norm.",
+        "largest change of the gradient over the distance walked",
+        "smoothness",
+        "effective β",
+    ),
+)
+
+
 @dataclass
 class _Surveyor:
     """Walks from where training stands along the gradient, and looks at loss and gradient on the way.
@@ -32,8 +64,7 @@ class _Surveyor:
         every: training steps between two surveys.
         steps: when surveys were made.
         loss_range: (S,) for each: highest minus lowest loss on the way.
-        gradient_change: the largest ``‖g(x − d) − g(x)‖`` on the way.
-        relative_change: that over ``‖g(x)‖``.
+        relative_change: the largest ``‖g(x − d) − g(x)‖ / ‖g(x)‖`` on the way.
         smoothness: the largest ``‖g(x − d) − g(x)‖ / ‖d‖``, the effective β.
     """
 
@@ -41,7 +72,6 @@ class _Surveyor:
     every: int
     steps: list[int] = field(default_factory=list)
     loss_range: list[NDArray[np.float64]] = field(default_factory=list)
-    gradient_change: list[NDArray[np.float64]] = field(default_factory=list)
     relative_change: list[NDArray[np.float64]] = field(default_factory=list)
     smoothness: list[NDArray[np.float64]] = field(default_factory=list)
 
@@ -69,7 +99,6 @@ class _Surveyor:
         values, change = torch.stack(seen), torch.stack(changes).amax(0)
         self.steps.append(step)
         self.loss_range.append((values.amax(0) - values.amin(0)).double().numpy())
-        self.gradient_change.append(change.double().numpy())
         self.relative_change.append((change / size).double().numpy())
         self.smoothness.append(torch.stack(slopes).amax(0).double().numpy())
 
@@ -83,23 +112,17 @@ def run(lab: Laboratory) -> Outcome:
     for arm, architecture in ARMS.items():
         surveys[arm] = _Surveyor(common, every=lab.sized(20, 20))
         lab.curve(architecture, plan, rates[arm], surveys[arm].observe)
-    quantities = {
-        "the loss varies": ("variation of the loss along the gradient", "loss_range"),
-        "the gradient changes": ("largest change of the gradient, relative to its length", "relative_change"),
-        "the effective smoothness is": ("largest change of the gradient over the distance walked", "smoothness"),
-    }
     findings = tuple(
         Finding(
-            f"Along the gradient, {words} less with batch norm." if "smooth" not in words
-            else "The effective β-smoothness is better (lower) with batch norm.",
+            quantity.claim,
             SANTURKAR,
-            f"{what}, without ÷ with batch norm",
-            ratio(_typical(surveys["no norm"], name), _typical(surveys["batch norm"], name)),
+            f"{quantity.what}, without ÷ with batch norm",
+            ratio(_typical(surveys["no norm"], quantity.name), _typical(surveys["batch norm"], quantity.name)),
             Region(1.0, float("inf"), "above 1"),
             "{:.2f}×",
         )
-        for words, (what, name) in quantities.items()
-    )  # fmt: skip
+        for quantity in _QUANTITIES
+    )
     return Outcome(
         name="smoothness",
         title="Are gradients more predictive?",
@@ -119,10 +142,7 @@ def run(lab: Laboratory) -> Outcome:
                     (
                         arm,
                         f"{rates[arm]:g}",
-                        *(
-                            f"{np.exp(np.log(_typical(survey, name)).mean()):.3g}"
-                            for name in ("loss_range", "relative_change", "smoothness")
-                        ),
+                        *(f"{np.exp(np.log(_typical(survey, it.name)).mean()):.3g}" for it in _QUANTITIES),
                     )
                     for arm, survey in surveys.items()
                 ),
@@ -130,17 +150,18 @@ def run(lab: Laboratory) -> Outcome:
         ),
         charts=tuple(
             Chart(
-                what[:1].upper() + what[1:],
+                it.what[:1].upper() + it.what[1:],
                 "step",
-                what.split(",")[0],
-                tuple(series(arm, survey.steps, np.stack(getattr(survey, name))) for arm, survey in surveys.items()),
+                it.axis,
+                tuple(series(arm, survey.steps, np.stack(getattr(survey, it.name))) for arm, survey in surveys.items()),
                 y_log=True,
             )
-            for what, name in quantities.values()
+            for it in _QUANTITIES
         ),
         caveats=(
             "The lengths of gradients differ between the arms, and with them the distance walked: a shorter gradient "
-            "makes the loss vary less all by itself. The relative change and the effective β are free of that in part."
+            "makes the loss vary less all by itself, as it does in the end, when an arm has fitted its images: the "
+            "plots show when. The relative change and the effective β are free of that in part."
         ),
     )
 

@@ -27,7 +27,7 @@ def run(lab: Laboratory) -> Outcome:
     findings, charts, rows = [], [], []
     for kind, plain in NETWORKS.items():
         arms = {"no norm": plain, "batch norm": _with_norm(plain)}
-        rates = {arm: lab.tuned(architecture, plan, extra=2) for arm, architecture in arms.items()}
+        rates = {arm: lab.tuned(architecture, plan, grid=lab.rates(high=6)) for arm, architecture in arms.items()}
         curves = {arm: lab.curve(architecture, plan, rates[arm]) for arm, architecture in arms.items()}
         fewer = ratio(curves["no norm"].steps_to(TARGET), curves["batch norm"].steps_to(TARGET))
         cost = _cost_ratio(arms["batch norm"], arms["no norm"], lab)
