@@ -160,10 +160,7 @@ def _names(graph: ModelGraph) -> Iterator[None]:
 
 def _fold(graph: ModelGraph, selected: Selection, *, merge: bool, tidy: bool) -> FoldReport:
     identities = {node: _identity(node, graph) for node in graph.nodes()}
-    if tidy and take_away_idle_ops(graph, selected):
-        graph = ModelGraph(graph.model)
-    while fold_constants(graph):
-        graph = ModelGraph(graph.model)
+    graph = _prepared(graph, selected, tidy=tidy)
     fused = part_of_fusions(graph)
     run = _Run(graph, lambda node: node not in fused and selected(node))
     progress = True
@@ -182,6 +179,15 @@ def _fold(graph: ModelGraph, selected: Selection, *, merge: bool, tidy: bool) ->
         batch_norms_after=sum(is_batch_norm(node) for node in graph.nodes()),
         merges=(*run.merges, *run.unmerged),
     )
+
+
+def _prepared(graph: ModelGraph, selected: Selection, *, tidy: bool) -> ModelGraph:
+    """The model without ops that compute nothing, if they may go, and with its constants written out."""
+    while True:
+        gone = tidy and take_away_idle_ops(graph, selected)
+        if not fold_constants(graph) and not gone:
+            return graph
+        graph = ModelGraph(graph.model)  # of which more is known now
 
 
 def _identity(node: ir.Node, graph: ModelGraph) -> _Identity:

@@ -40,18 +40,18 @@ def tidy(graph: ModelGraph, selected: Selection) -> bool:
     Returns:
         Whether more may now be known of the model's shapes.
     """
-    lists = False
+    known = False
     for node in list(graph.nodes()):
         if node.graph is None or not in_default_domain(node) or not selected(node):
             continue
         if _is_noop(node, graph):
             _take_away(node, graph)
         elif node.op_type == "SplitToSequence":
-            lists |= _split_at_once(node, graph, selected)
+            known |= _split_at_once(node, graph, selected)
         elif node.op_type == "Reshape":
-            _fix_sizes(node, graph)
+            known |= _fix_sizes(node, graph)
             _reshape_at_once(node, graph, selected)
-    return lists
+    return known
 
 
 # 1. No-ops
@@ -188,7 +188,7 @@ def _sizes(node: ir.Node, graph: ModelGraph) -> list[int] | None:
 # 3. and 4. Reshapes
 
 
-def _fix_sizes(node: ir.Node, graph: ModelGraph) -> None:
+def _fix_sizes(node: ir.Node, graph: ModelGraph) -> bool:
     """Where all sizes but one are known, the last one follows from the number of elements.
 
     It does, because none of the others is 0 or -1: whatever the one is while the model runs, a size, 0 or -1, the
@@ -197,20 +197,21 @@ def _fix_sizes(node: ir.Node, graph: ModelGraph) -> None:
     sizes = input_of(node, 1) if len(node.inputs) > 1 and node.inputs[1] is not None else None
     producer = sizes.producer() if sizes is not None else None
     if sizes is None or producer is None or producer.op_type != "Concat" or not in_default_domain(producer):
-        return
+        return False
     found: list[int] = []
     for part in producer.inputs:
         if part is None:
-            return
+            return False
         array = graph.constants.array(part)
         if array is None and graph.shapes.shape(part) != (1,):
-            return
+            return False
         found += [-1] if array is None else [int(size) for size in array.reshape(-1)]
     computed = [part for part in producer.inputs if part is not None and graph.constants.array(part) is None]
     if len(computed) != 1 or found.count(-1) != 1 or min((size for size in found if size != -1), default=1) < 1:
-        return
-    node.replace_input_with(1, graph.add_constant(np.array(found, np.int64), f"{sizes.name}_fixed"))
+        return False
+    graph.use(node, 1, graph.add_constant(np.array(found, np.int64), f"{sizes.name}_fixed"))
     graph.discard(sizes)
+    return True
 
 
 def _reshape_at_once(node: ir.Node, graph: ModelGraph, selected: Selection) -> None:
@@ -225,5 +226,5 @@ def _reshape_at_once(node: ir.Node, graph: ModelGraph, selected: Selection) -> N
             return
         if len(between.uses()) > 1 or between.is_graph_output() or before.graph is not node.graph:
             return
-        node.replace_input_with(0, input_of(before, 0))
+        graph.use(node, 0, input_of(before, 0))
         graph.discard(between)
