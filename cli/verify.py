@@ -99,7 +99,7 @@ def command(
         runtime=runtime,
         rtol=rtol,
         atol=atol,
-        per_fold=per_fold is not False,
+        per_fold=per_fold,
         localize=localize,
         save_golden=save_golden if len(models) > 1 else None,
     )

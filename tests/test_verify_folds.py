@@ -283,6 +283,15 @@ def test_constants_that_another_tool_computed_in_their_own_type_are_no_damage(na
         assert result.proven, result.sentence
 
 
+def test_folds_of_large_weights_are_proven_only_if_asked_for(monkeypatch):
+    monkeypatch.setattr("bnfold.verification.inquiry._MOST_WEIGHTS", 10)
+    pair = by_hand(5)
+    result = verify(*pair, VerifyOptions(runtime=False))
+    assert result.folds is None
+    assert any("--per-fold" in note for note in result.notes)
+    assert verify(*pair, FLOAT64_ONLY).folds is not None
+
+
 def test_what_float64_does_not_run_is_said():
     text = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>\nagraph (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1.1, 2, 3, 4}, float[2] s = {2, 3}> '
     one = "{ h = MatMul(x, w)  m = Mul(h, s)  y = com.microsoft.FastGelu(m) }"

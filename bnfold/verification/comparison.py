@@ -69,7 +69,7 @@ def verify(
     expectation = expect(first, options, progress)
     if options.save_golden is not None:
         save_golden(expectation, first, options, options.save_golden)
-    if not (options.per_fold or options.localize):
+    if options.per_fold is False and not options.localize:
         expectation = replace(expectation, oracle=None)  # large, and not needed any more
     trial = Trial(second, expectation, options, progress)
     result = Inquiry(first, expectation, trial, options, progress).answer(_decide(trial, expectation, options))

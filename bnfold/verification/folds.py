@@ -7,6 +7,7 @@ does, and the candidate is the exact one with each constant rounded once, or com
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 
@@ -108,6 +109,7 @@ class FoldProver:
                 best = exact, report, twins
             if twins.complete:
                 break
+            gc.collect()  # graphs refer to themselves, and hold weights in float64
         assert best is not None
         return best
 

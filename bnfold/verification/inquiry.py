@@ -18,6 +18,10 @@ from bnfold.verification.subject import Subject
 from bnfold.verification.trial import Trial
 from bnfold.verification.verdict import judge
 
+#: Folds are proven without being asked for where the weights are no more than this: the proof holds several times as
+#: many numbers in float64, which are 2 GiB.
+_MOST_WEIGHTS = 1 << 28
+
 
 class Inquiry:
     """Both models of a verification that is through.
@@ -43,11 +47,19 @@ class Inquiry:
 
     def answer(self, result: VerifyResult) -> VerifyResult:
         """The result with what the options ask for."""
-        if self._options.per_fold:
+        if self._options.per_fold or (self._options.per_fold is None and self._is_small()):
             result = self._with_folds(result)
+        elif self._options.per_fold is None:
+            note = "the weights are large, and the folds were not proven by themselves; --per-fold does it"
+            result = replace(result, notes=(*result.notes, note))
         if self._options.localize and result.verdict == "mismatch":
             result = replace(result, cause=self._cause(result))
         return result
+
+    def _is_small(self) -> bool:
+        """Whether the proof of the folds takes no more memory than most machines have."""
+        tensors = (value.const_value for value in self._reference.model.graph.initializers.values())
+        return sum(tensor.size for tensor in tensors if tensor is not None) <= _MOST_WEIGHTS
 
     def _with_folds(self, result: VerifyResult) -> VerifyResult:
         """The result with the proof of each fold, which may tell what the outputs do not."""

@@ -30,7 +30,8 @@ class VerifyOptions:
         atol: absolute.
         rule: factors of the rule.
         per_fold: prove each fold by itself too, where float64 runs both models; one that is wrong is a mismatch, unless
-            tolerances replace the rule. See :mod:`bnfold.verification.folds`.
+            tolerances replace the rule. None for yes, unless that would take much memory: several times what the
+            weights take. See :mod:`bnfold.verification.folds`.
         localize: on a mismatch, find what causes it; see :mod:`bnfold.verification.localization`.
         save_golden: a file to keep what the reference computes in, for machines that do not have it; see
             :mod:`bnfold.verification.golden`.
@@ -47,7 +48,7 @@ class VerifyOptions:
     rtol: float | None = None
     atol: float | None = None
     rule: Rule = field(default_factory=Rule)
-    per_fold: bool = True
+    per_fold: bool | None = None
     localize: bool = False
     save_golden: StrPath | None = None
 
