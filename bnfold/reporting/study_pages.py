@@ -34,7 +34,8 @@ def write_study(result: StudyResult) -> None:
 
 def _summary(result: StudyResult) -> str:
     lines = ["# The claims made for batch norm, measured again", "", _provenance(result), ""]
-    lines += _rows(("experiment", "claim", "seen here", "interval", "allowed", "verdict"), _summary_cells(result))
+    headings = ("experiment", "claim", "measured", "seen", "interval", "allowed", "verdict")
+    lines += _rows(headings, _summary_cells(result))
     return "\n".join(lines) + "\n"
 
 
@@ -42,14 +43,7 @@ def _summary_cells(result: StudyResult) -> Iterator[tuple[str, ...]]:
     for outcome in result.outcomes:
         for number, finding in enumerate(outcome.findings):
             name = f"[{outcome.name}]({outcome.name}.md)" if not number else ""
-            yield (
-                name,
-                f"{finding.claim} ([{finding.source.authors}]({finding.source.url}))",
-                finding.estimate,
-                finding.interval,
-                finding.region.words,
-                f"**{finding.verdict}**",
-            )
+            yield (name, *_finding_cells(finding))
 
 
 def _markdown(outcome: Outcome, result: StudyResult) -> str:

@@ -25,12 +25,12 @@ ARMS = {"no norm": Architecture(depth=5), "batch norm": Architecture(depth=5, no
 
 
 class _Quantity(NamedTuple):
-    """One thing that a survey measures: what is claimed of it, what it is, its attribute, the label of its axis."""
+    """One thing that a survey measures: what is claimed of it, what it is, its attribute, its chart."""
 
     claim: str
     what: str
     name: str
-    axis: str
+    title: str
 
 
 _QUANTITIES = (
@@ -38,19 +38,19 @@ _QUANTITIES = (
         "Along the gradient, the loss varies less with batch norm.",
         "variation of the loss along the gradient",
         "loss_range",
-        "range of losses",
+        "Variation of the loss",
     ),
     _Quantity(
         "Along the gradient, the gradient changes less with batch norm.",
         "largest change of the gradient, relative to its length",
         "relative_change",
-        "change over length",
+        "Relative change of the gradient",
     ),
     _Quantity(
         "The effective β-smoothness is better (lower) with batch norm.",
         "largest change of the gradient over the distance walked",
         "smoothness",
-        "effective β",
+        "Effective β-smoothness",
     ),
 )
 
@@ -150,9 +150,9 @@ def run(lab: Laboratory) -> Outcome:
         ),
         charts=tuple(
             Chart(
-                it.what[:1].upper() + it.what[1:],
+                it.title,
                 "step",
-                it.axis,
+                it.title[:1].lower() + it.title[1:],
                 tuple(series(arm, survey.steps, np.stack(getattr(survey, it.name))) for arm, survey in surveys.items()),
                 y_log=True,
             )
