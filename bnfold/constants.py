@@ -211,6 +211,8 @@ class Constants:
         """One output of a node, given its inputs by name."""
         if self._result_elements(node, arrays) > self._limit:
             return None
+        if node.op_type.startswith("Reduce") and not all(array.size for array in arrays.values()):
+            return None  # of nothing, each runtime makes a number of its own
         if all(value is not None for value in node.inputs) and not any(a.is_ref() for a in node.attributes.values()):
             inputs = [arrays[str(value.name)] for value in node.inputs if value is not None]
             attributes = {name: attribute.value for name, attribute in node.attributes.items()}

@@ -7,7 +7,7 @@ constant is never changed in place; a model of IR version 3, where every initial
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -252,8 +252,13 @@ class ModelGraph:
                 stack.extend(v for v in producer.inputs if v is not None)
                 producer.graph.remove(producer, safe=True)
 
-    def discard(self, value: ir.Value) -> None:
-        """Drop all that existed only to compute a value that has just lost its last reader, constant or not."""
+    def discard_sizes(self, value: ir.Value, may_go: Callable[[ir.Node], bool]) -> None:
+        """Drop the arithmetic of integers that existed only for sizes which have just lost their last reader.
+
+        Args:
+            value: the sizes.
+            may_go: which nodes may be removed.
+        """
         stack = [value]
         while stack:
             current = stack.pop()
@@ -262,9 +267,17 @@ class ModelGraph:
             producer = current.producer()
             if producer is None:
                 self._drop_initializer(current)
-            elif producer.graph is not None and _is_dead(producer):
+            elif (
+                producer.graph is not None and _is_dead(producer) and self._is_arithmetic(producer) and may_go(producer)
+            ):
                 stack.extend(v for v in producer.inputs if v is not None)
                 producer.graph.remove(producer, safe=True)
+
+    def _is_arithmetic(self, node: ir.Node) -> bool:
+        """Whether a node computes integers, and holds no graph: it is no site, and has absorbed nothing."""
+        dtypes = [self.shapes.dtype(output) for output in node.outputs]
+        has_body = any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+        return in_default_domain(node) and not has_body and all(d is not None and d.is_integer() for d in dtypes)
 
     def _is_constant_op(self, node: ir.Node) -> bool:
         """Whether the node computes a constant; a dead branch that the user left in the graph is not ours."""

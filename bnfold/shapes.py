@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 import onnx_ir as ir
@@ -18,10 +18,17 @@ Dim = int | str | None
 
 @dataclass(frozen=True)
 class ValueInfo:
-    """What is known of one value: its dimensions (None where the rank is unknown) and its dtype."""
+    """What is known of one value.
+
+    Attributes:
+        shape: its dimensions; None where the rank is unknown.
+        dtype: its element type; None where that is unknown.
+        is_inferred: whether the shape follows from the model's inputs and ops; else the file says so, and may be wrong.
+    """
 
     shape: tuple[Dim, ...] | None
     dtype: ir.DataType | None
+    is_inferred: bool = True
 
 
 _NOTHING = ValueInfo(None, None)
@@ -42,7 +49,18 @@ class ShapeTable:
 
     def copy(self, source: ir.Value, target: ir.Value) -> None:
         """Let a new value have the shape and dtype of another."""
-        self._infos[target] = ValueInfo(self.shape(source), self.dtype(source))
+        inferred = self.inferred(source) is not None
+        self._infos[target] = ValueInfo(self.shape(source), self.dtype(source), inferred)
+
+    def inferred(self, value: ir.Value) -> tuple[Dim, ...] | None:
+        """The dimensions of ``value`` as far as they follow from the model's inputs; None where only the file tells.
+
+        What a file says of its inner values picks an axis where nothing else does, but never makes an op idle.
+        """
+        info = self._infos.get(value)
+        if value.const_value is not None:
+            return self.shape(value)
+        return info.shape if info is not None and info.is_inferred else None
 
     def shape(self, value: ir.Value) -> tuple[Dim, ...] | None:
         """The dimensions of ``value``, or None where its rank is unknown."""
@@ -74,16 +92,21 @@ def infer_shapes(model: ir.Model) -> ShapeTable:
     with suppress(onnx.shape_inference.InferenceError, RuntimeError, ValueError, EncodeError, DecodeError):
         proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     infos: dict[ir.Value, ValueInfo] = {}
-    pairs = [(model.graph, proto.graph)]
-    while pairs:
-        graph, inferred = pairs.pop()
+    scopes = [("", model.graph, proto.graph)]
+    while scopes:
+        owner, graph, inferred = scopes.pop()
         found = _found(inferred)
-        pairs += zip(_bodies(graph), _body_protos(inferred), strict=True)
+        if owner == "Loop":  # what it carries may change its shape from one round to the next
+            carried = {str(value.name) for value in graph.inputs} & found.keys()
+            found |= {name: replace(found[name], is_inferred=False) for name in carried}
+        bodies = zip(_bodies(graph), _body_protos(inferred), strict=True)
+        scopes += ((op_type, body, body_proto) for (op_type, body), body_proto in bodies)
         for value in _values(graph):
             info = found.get(value.name or "", _NOTHING)
             infos[value] = ValueInfo(
                 shape=info.shape if info.shape is not None else _shape_of(value),
                 dtype=info.dtype if info.dtype is not None else value.dtype,
+                is_inferred=info.shape is not None and info.is_inferred,
             )
     return ShapeTable(infos)
 
@@ -111,6 +134,10 @@ def _leave_types_only(proto: onnx.ModelProto, weights: Weights) -> None:
         graphs += _body_protos(graph)
         del graph.value_info[:]
         computed = {name for node in graph.node for name in node.output}
+        for value in graph.input:  # old exporters write -1 where nothing is known
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_value < 0:
+                    dim.ClearField("dim_value")
         for output in graph.output:  # it must say what it is, but not in which shape
             if output.name in computed and output.type.HasField("tensor_type"):
                 output.type.tensor_type.ClearField("shape")
@@ -145,7 +172,7 @@ def _found(graph: onnx.GraphProto) -> dict[str, ValueInfo]:
 
 
 def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
-    return dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+    return dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param or None
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:
@@ -156,15 +183,15 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
         yield from node.outputs
 
 
-def _bodies(graph: ir.Graph) -> Iterator[ir.Graph]:
-    """The graphs in the attributes of a graph's nodes, such as the branches of an If."""
+def _bodies(graph: ir.Graph) -> Iterator[tuple[str, ir.Graph]]:
+    """The graphs in the attributes of a graph's nodes, such as the branches of an If, and the op that each is of."""
     for node in graph:
         for attribute in node.attributes.values():
             match attribute.type:
                 case ir.AttributeType.GRAPH:
-                    yield attribute.as_graph()
+                    yield node.op_type, attribute.as_graph()
                 case ir.AttributeType.GRAPHS:
-                    yield from attribute.as_graphs()
+                    yield from ((node.op_type, body) for body in attribute.as_graphs())
 
 
 def _body_protos(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -181,4 +208,4 @@ def _body_protos(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 def _shape_of(value: ir.Value) -> tuple[Dim, ...] | None:
     if value.shape is None:
         return None
-    return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+    return tuple((dim if dim >= 0 else None) if isinstance(dim, int) else dim.value for dim in value.shape)

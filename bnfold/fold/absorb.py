@@ -154,7 +154,7 @@ def takes_bias(node: ir.Node, graph: ModelGraph) -> bool:
     """
     if LINEAR_OPS[node.op_type].has_bias:
         return True
-    matrices = all(graph.shapes.rank(input_of(node, index)) == 2 for index in (0, 1))
+    matrices = all(len(graph.shapes.inferred(input_of(node, index)) or ()) == 2 for index in (0, 1))
     return matrices and graph.opset >= 7 and not graph.constants.quantized(input_of(node, 1))
 
 

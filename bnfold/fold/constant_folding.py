@@ -16,9 +16,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from bnfold.constants import is_float
 from bnfold.fold.linear import LINEAR_OPS
+from bnfold.fold.sites import Selection
 from bnfold.fold.write import bias_name
-from bnfold.graph import ModelGraph, in_default_domain
+from bnfold.graph import ModelGraph, in_default_domain, input_of
 
 #: Larger ones stay computed, so that the file does not grow.
 _MAX_ELEMENTS = 1 << 14
@@ -26,15 +28,20 @@ _MAX_ELEMENTS = 1 << 14
 #: Integers up to this many are a shape, axes or bounds.
 _FEW = 64
 
-#: By so many bytes the file may grow for an op less.
-_LITTLE = 1 << 16
+#: By so many bytes the file may grow for an op less, if that op does not repeat what is stored once.
+_LITTLE = 1 << 14
+_REPEATING = ("Tile", "Expand", "ConstantOfShape")
 
 #: Ops that look at a value's type or shape only, and the input at which they do.
 _LOOKING = {"CastLike": 1, "Shape": 0, "Size": 0}
 
 
-def fold_constants(graph: ModelGraph) -> bool:
+def fold_constants(graph: ModelGraph, selected: Selection) -> bool:
     """Give each op that reads such a constant an initializer in its place, and drop what computed it.
+
+    Args:
+        graph: the model.
+        selected: which nodes may be touched.
 
     Returns:
         Whether integers were written. More may then be known of the model's shapes, and with them more constants.
@@ -44,7 +51,7 @@ def fold_constants(graph: ModelGraph) -> bool:
         if node.graph is None or _is_constant(node, graph):
             continue
         for index, value in enumerate(node.inputs):
-            if value is None or not (value in written or _is_to_be_written(value, graph)):
+            if value is None or not (value in written or _is_to_be_written(value, graph, selected)):
                 continue
             if value not in written:
                 array = graph.constants.array(value)
@@ -65,13 +72,15 @@ def _is_constant(node: ir.Node, graph: ModelGraph) -> bool:
     return bool(node.outputs) and all(graph.constants.array(output) is not None for output in node.outputs)
 
 
-def _is_to_be_written(value: ir.Value, graph: ModelGraph) -> bool:
-    """Whether a value is a small computed constant: of integers, or one that names a value that is none."""
+def _is_to_be_written(value: ir.Value, graph: ModelGraph, selected: Selection) -> bool:
+    """Whether a value is a computed constant that is better written out."""
     producer = value.producer()
     if producer is None or producer.op_type in ("Constant", "QuantizeLinear"):
         return False
     array = graph.constants.array(value)
-    if array is None or array.size > _MAX_ELEMENTS:
+    if array is None or array.size > _MAX_ELEMENTS or not (array.dtype.kind in "iub" or is_float(array)):
+        return False
+    if not all(selected(node) for node in _computing(value)):
         return False
     if array.dtype.kind == "i" and array.size <= _FEW:
         return True
@@ -83,12 +92,26 @@ def _is_to_be_written(value: ir.Value, graph: ModelGraph) -> bool:
 def _grows_little(value: ir.Value, array: NDArray[Any], graph: ModelGraph) -> bool:
     """Whether the file stores about as much for a constant itself as for its computation.
 
-    One number that is repeated stays repeated, and integers that stand for other numbers stay integers.
+    What is repeated stays so, and integers that stand for other numbers stay integers. What is not a number, or not
+    finite, is left to the runtime, of which each has its own.
     """
-    if any(graph.constants.quantized(step) for step in _computed_from(value)):
+    nodes = list(_computing(value))
+    if any(_stands_for_numbers(node, graph) for node in nodes):
+        return False
+    if is_float(array) and not bool(np.isfinite(array.astype(np.float64)).all()):
         return False
     grown = array.nbytes - _freed(value, graph)
-    return grown <= 0 or (grown <= _LITTLE and not bool(np.all(array == array.flat[0])))
+    return grown <= 0 or (grown <= _LITTLE and not any(node.op_type in _REPEATING for node in nodes))
+
+
+def _stands_for_numbers(node: ir.Node, graph: ModelGraph) -> bool:
+    """Whether a node makes floating-point numbers of stored integers, and of more than a few."""
+    if node.op_type == "DequantizeLinear":
+        return True
+    if node.op_type not in ("Cast", "CastLike"):
+        return False
+    before = graph.constants.array(input_of(node, 0))
+    return before is not None and before.dtype.kind in "iu" and before.size > _FEW
 
 
 def _freed(value: ir.Value, graph: ModelGraph) -> int:
@@ -112,17 +135,18 @@ def _is_read(value: ir.Value) -> bool:
     return bool(value.uses()) or value.is_graph_output()
 
 
-def _computed_from(value: ir.Value) -> Iterator[ir.Value]:
-    """A value, and all that it is computed from."""
+def _computing(value: ir.Value) -> Iterator[ir.Node]:
+    """The nodes that compute a value."""
     stack, done = [value], set[ir.Value]()
     while stack:
         current = stack.pop()
         if current in done:
             continue
         done.add(current)
-        yield current
         producer = current.producer()
-        stack += (v for v in (producer.inputs if producer is not None else ()) if v is not None)
+        if producer is not None:
+            yield producer
+            stack += (v for v in producer.inputs if v is not None)
 
 
 def _serves_only(value: ir.Value, node: ir.Node) -> bool:

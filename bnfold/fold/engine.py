@@ -169,6 +169,8 @@ def _fold(graph: ModelGraph, selected: Selection, *, merge: bool, tidy: bool) ->
         progress = _collapse_chains(run) | _lay_out_rows(run)
         if merge:
             progress |= _merge_linears(run)
+        if tidy:
+            progress |= take_away_idle_ops(graph, run.selected)
     records = _records(run, identities, write(run.pending, graph))
     norms = sum(is_batch_norm(node) for node in identities)
     assert sum(r.kind is Kind.BATCH_NORM for r in records) == norms, "a batch norm without its record"
@@ -185,7 +187,7 @@ def _prepared(graph: ModelGraph, selected: Selection, *, tidy: bool) -> ModelGra
     """The model without ops that compute nothing, if they may go, and with its constants written out."""
     while True:
         gone = tidy and take_away_idle_ops(graph, selected)
-        if not fold_constants(graph) and not gone:
+        if not fold_constants(graph, selected) and not gone:
             return graph
         graph = ModelGraph(graph.model)  # of which more is known now
 

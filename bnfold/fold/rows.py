@@ -27,19 +27,19 @@ def lay_out_before(site: Site, graph: ModelGraph, selected: Selection) -> bool:
     between, result = product.outputs[0], reshape.outputs[0]
     source, weight = input_of(product, 0), input_of(product, 1)
     inner = (graph.shapes.shape(weight) or (None,))[0]
-    rows = graph.shapes.shape(result)
+    rows = graph.shapes.inferred(result)
     assert isinstance(inner, int)
     assert rows is not None
     sizes = graph.add_constant(np.array([-1, inner], np.int64), f"{between.name}_rows_shape")
     (flat,) = graph.add_before(product, "Reshape", [source, sizes], {}, {f"{between.name}_rows": source})
-    flat.shape = ir.Shape([None if rows[0] is None else rows[0], inner])
+    flat.type, flat.shape = between.type, None
     graph.shapes.set(flat, (rows[0], inner), graph.shapes.dtype(source))
     graph.use(product, 0, flat)
     between.type, between.shape = result.type, result.shape
     graph.shapes.copy(result, between)
     told = input_of(reshape, 1)
     graph.bypass([reshape], between, result, rename=True)
-    graph.discard(told)
+    graph.discard_sizes(told, selected)
     return True
 
 
@@ -53,7 +53,7 @@ def _product_before(reshape: ir.Node, graph: ModelGraph) -> ir.Node | None:
         return None
     if len(between.uses()) != 1 or between.is_graph_output() or product.graph is not reshape.graph:
         return None
-    weight, rows = graph.shapes.shape(input_of(product, 1)), graph.shapes.shape(reshape.outputs[0])
+    weight, rows = graph.shapes.inferred(input_of(product, 1)), graph.shapes.inferred(reshape.outputs[0])
     if weight is None or rows is None or len(weight) != 2 or len(rows) != 2:
         return None
     inner, outer = weight

@@ -38,20 +38,20 @@ def tidy(graph: ModelGraph, selected: Selection) -> bool:
         selected: which nodes may be touched.
 
     Returns:
-        Whether more may now be known of the model's shapes.
+        Whether anything went. More may then be known of the model's shapes.
     """
-    known = False
+    changed = False
     for node in list(graph.nodes()):
         if node.graph is None or not in_default_domain(node) or not selected(node):
             continue
         if _is_noop(node, graph):
-            _take_away(node, graph)
+            changed |= _take_away(node, graph)
         elif node.op_type == "SplitToSequence":
-            known |= _split_at_once(node, graph, selected)
+            changed |= _split_at_once(node, graph, selected)
         elif node.op_type == "Reshape":
-            known |= _fix_sizes(node, graph)
-            _reshape_at_once(node, graph, selected)
-    return known
+            changed |= _fix_sizes(node, graph, selected)
+            changed |= _reshape_at_once(node, graph, selected)
+    return changed
 
 
 # 1. No-ops
@@ -80,7 +80,7 @@ def _keeps_type(node: ir.Node, graph: ModelGraph) -> bool:
 
 
 def _keeps_shape(node: ir.Node, graph: ModelGraph) -> bool:
-    before, after = graph.shapes.shape(input_of(node, 0)), graph.shapes.shape(node.outputs[0])
+    before, after = graph.shapes.inferred(input_of(node, 0)), graph.shapes.inferred(node.outputs[0])
     return before is not None and before == after and all(isinstance(dim, int) for dim in before)
 
 
@@ -91,10 +91,10 @@ def _keeps_all(node: ir.Node, graph: ModelGraph) -> bool:
     starts, ends, axes, steps = (_integers(node, index, graph) for index in (1, 2, 3, 4))
     if starts is None or ends is None or axes is None or steps is None:
         return False
-    if starts.any() or (steps != 1).any():
-        return False
-    shape = graph.shapes.shape(input_of(node, 0))
     places = axes if axes.size else np.arange(ends.size)
+    if not starts.size == ends.size == places.size or starts.any() or (steps != 1).any():
+        return False
+    shape = graph.shapes.inferred(input_of(node, 0))
     return all(end >= _TO_THE_END or _reaches(end, axis, shape) for end, axis in zip(ends, places, strict=True))
 
 
@@ -104,12 +104,12 @@ def _reaches(end: int, axis: int, shape: tuple[int | str | None, ...] | None) ->
 
 
 def _integers(node: ir.Node, index: int, graph: ModelGraph) -> NDArray[np.int64] | None:
-    """A constant input as a vector; an empty one where it is left out."""
+    """A constant input as a vector; an empty one where it is left out, None where it is none of integers."""
     value = node.inputs[index] if index < len(node.inputs) else None
     if value is None:
         return np.empty(0, np.int64)
     array = graph.constants.array(value)
-    return None if array is None else array.reshape(-1).astype(np.int64)
+    return None if array is None or array.dtype.kind not in "iu" else array.reshape(-1).astype(np.int64)
 
 
 _NOOPS: Mapping[str, Callable[[ir.Node, ModelGraph], bool]] = {
@@ -127,15 +127,16 @@ _NOOPS: Mapping[str, Callable[[ir.Node, ModelGraph], bool]] = {
 }
 
 
-def _take_away(node: ir.Node, graph: ModelGraph) -> None:
+def _take_away(node: ir.Node, graph: ModelGraph) -> bool:
     """Let readers read what the op reads, unless it is all that tells an output from something else with a name."""
     source, output = input_of(node, 0), node.outputs[0]
     is_output = output.is_graph_output()
     if is_output:
         own = source.producer() is not None and source.graph is output.graph
         if not own or source.is_graph_output():
-            return
+            return False
     graph.bypass([node], source, output, rename=is_output)
+    return True
 
 
 # 2. Lists of pieces
@@ -145,24 +146,28 @@ def _split_at_once(node: ir.Node, graph: ModelGraph, selected: Selection) -> boo
     """Write a SplitToSequence of constant sizes and the SequenceAt of constant positions that read it as a Split."""
     pieces, source = node.outputs[0], input_of(node, 0)
     sizes = _sizes(node, graph)
-    if sizes is None or graph.opset < 13 or pieces.is_graph_output():
+    if sizes is None or graph.opset < 13 or pieces.is_graph_output() or not node.attributes.get_int("keepdims", 1):
         return False
     places: dict[ir.Node, int] = {}
     for reader, index in pieces.uses():
-        place = _integers(reader, 1, graph) if reader.op_type == "SequenceAt" else None
+        takes_one = reader.op_type == "SequenceAt" and in_default_domain(reader) and reader.graph is node.graph
+        place = _integers(reader, 1, graph) if takes_one else None
         if index != 0 or place is None or place.size != 1 or not selected(reader):
             return False
         if not -len(sizes) <= place[0] < len(sizes):
             return False
         places[reader] = int(place[0]) % len(sizes)
+    named = [place for reader, place in places.items() if reader.outputs[0].is_graph_output()]
+    if len(set(named)) < len(named):
+        return False  # one piece under two names
     axis = node.attributes.get_int("axis", 0)
     likes = {f"{pieces.name}_{number}": _like(number, places) for number in range(len(sizes))}
     inputs = [source, graph.add_constant(np.array(sizes, np.int64), f"{pieces.name}_sizes")]
     parts = graph.add_before(node, "Split", inputs, {"axis": axis}, likes)
     for reader, position in places.items():
         part, output = parts[position], reader.outputs[0]
-        graph.bypass([reader], part, output, rename=output.is_graph_output() and not part.is_graph_output())
-    graph.discard(pieces)
+        graph.bypass([reader], part, output, rename=output.is_graph_output())
+    graph.remove([node])
     return True
 
 
@@ -174,11 +179,11 @@ def _sizes(node: ir.Node, graph: ModelGraph) -> list[int] | None:
     """The sizes of the pieces, if they are known; one number stands for all, of which the last may be smaller."""
     value = node.inputs[1] if len(node.inputs) > 1 else None
     array = None if value is None else graph.constants.array(value)
-    if array is None or not array.size:
+    if array is None or not array.size or array.dtype.kind not in "iu" or array.ndim > 1:
         return None
     if array.ndim:
         return [int(size) for size in array]
-    shape, size, axis = graph.shapes.shape(input_of(node, 0)) or (), int(array), node.attributes.get_int("axis", 0)
+    shape, size, axis = graph.shapes.inferred(input_of(node, 0)) or (), int(array), node.attributes.get_int("axis", 0)
     length = shape[axis] if -len(shape) <= axis < len(shape) else None
     if not isinstance(length, int) or size < 1:
         return None
@@ -188,7 +193,7 @@ def _sizes(node: ir.Node, graph: ModelGraph) -> list[int] | None:
 # 3. and 4. Reshapes
 
 
-def _fix_sizes(node: ir.Node, graph: ModelGraph) -> bool:
+def _fix_sizes(node: ir.Node, graph: ModelGraph, selected: Selection) -> bool:
     """Where all sizes but one are known, the last one follows from the number of elements.
 
     It does, because none of the others is 0 or -1: whatever the one is while the model runs, a size, 0 or -1, the
@@ -203,28 +208,40 @@ def _fix_sizes(node: ir.Node, graph: ModelGraph) -> bool:
         if part is None:
             return False
         array = graph.constants.array(part)
-        if array is None and graph.shapes.shape(part) != (1,):
+        if array is None and graph.shapes.inferred(part) != (1,):
+            return False
+        if array is not None and array.dtype.kind not in "iu":
             return False
         found += [-1] if array is None else [int(size) for size in array.reshape(-1)]
     computed = [part for part in producer.inputs if part is not None and graph.constants.array(part) is None]
     if len(computed) != 1 or found.count(-1) != 1 or min((size for size in found if size != -1), default=1) < 1:
         return False
     graph.use(node, 1, graph.add_constant(np.array(found, np.int64), f"{sizes.name}_fixed"))
-    graph.discard(sizes)
+    graph.discard_sizes(sizes, selected)
     return True
 
 
-def _reshape_at_once(node: ir.Node, graph: ModelGraph, selected: Selection) -> None:
+def _reshape_at_once(node: ir.Node, graph: ModelGraph, selected: Selection) -> bool:
     """Let a Reshape to constant sizes read what the op before it reads, if nobody else needs that op."""
     sizes = _integers(node, 1, graph)
     if sizes is None or not sizes.size or (sizes == 0).any():  # 0 stands for a size of the input
-        return
-    while True:
-        between = input_of(node, 0)
-        before = between.producer()
-        if before is None or before.op_type not in _RELAYOUTS or not in_default_domain(before) or not selected(before):
-            return
-        if len(between.uses()) > 1 or between.is_graph_output() or before.graph is not node.graph:
-            return
+        return False
+    changed = False
+    while (before := _relayout_before(node, selected)) is not None:
+        told = [value for value in before.inputs[1:] if value is not None]
         graph.use(node, 0, input_of(before, 0))
-        graph.discard(between)
+        graph.remove([before])
+        for value in told:
+            graph.discard_sizes(value, selected)
+        changed = True
+    return changed
+
+
+def _relayout_before(node: ir.Node, selected: Selection) -> ir.Node | None:
+    """The op that another shape goes through for nobody but a Reshape."""
+    between = input_of(node, 0)
+    before = between.producer()
+    if before is None or before.op_type not in _RELAYOUTS or not in_default_domain(before) or not selected(before):
+        return None
+    alone = len(between.uses()) == 1 and not between.is_graph_output()
+    return before if alone and before.graph is node.graph else None
