@@ -98,7 +98,16 @@ def _parsed(content: memoryview, label: str) -> tuple[onnx.ModelProto, Weights]:
     if not proto.HasField("graph") or not proto.opset_import:
         raise ModelError(f"{label} is not an ONNX model: it holds no graph")
     _check_supported(proto, label)
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        _forget_negative_sizes(value)
     return proto, weights
+
+
+def _forget_negative_sizes(value: onnx.ValueInfoProto) -> None:
+    """Old exporters write -1 where nothing is known; ONNX's shape inference takes it for a length, and may abort."""
+    for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
+        if dim.dim_value < 0:
+            dim.ClearField("dim_value")
 
 
 def check_file(path: Path, label: str) -> tuple[onnx.ModelProto, Weights]:

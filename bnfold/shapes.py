@@ -134,10 +134,6 @@ def _leave_types_only(proto: onnx.ModelProto, weights: Weights) -> None:
         graphs += _body_protos(graph)
         del graph.value_info[:]
         computed = {name for node in graph.node for name in node.output}
-        for value in graph.input:  # old exporters write -1 where nothing is known
-            for dim in value.type.tensor_type.shape.dim:
-                if dim.dim_value < 0:
-                    dim.ClearField("dim_value")
         for output in graph.output:  # it must say what it is, but not in which shape
             if output.name in computed and output.type.HasField("tensor_type"):
                 output.type.tensor_type.ClearField("shape")
@@ -172,7 +168,7 @@ def _found(graph: onnx.GraphProto) -> dict[str, ValueInfo]:
 
 
 def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
-    return dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param or None
+    return dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:
@@ -208,4 +204,4 @@ def _body_protos(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 def _shape_of(value: ir.Value) -> tuple[Dim, ...] | None:
     if value.shape is None:
         return None
-    return tuple((dim if dim >= 0 else None) if isinstance(dim, int) else dim.value for dim in value.shape)
+    return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
