@@ -7,6 +7,9 @@ import os
 import pytest
 from hypothesis import settings
 
+# Workers beside each other share the cores: numpy's products in two threads each wait for one another.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # What decides whether a change lands must say the same twice; new graphs are looked for by the deep profile.
 settings.register_profile("repeatable", derandomize=True, database=None)
 if "BNFOLD_GRAPHS" not in os.environ:
