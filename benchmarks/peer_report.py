@@ -137,7 +137,7 @@ class Results:
         skipped: networks that could not be exported, and why.
         context: the machine, and who else used it.
         seconds: the run took.
-        quick: not all models were run.
+        option: how much was done, as the command was told.
     """
 
     versions: Mapping[str, str]
@@ -147,7 +147,7 @@ class Results:
     skipped: Mapping[str, str]
     context: Context
     seconds: float
-    quick: bool
+    option: str = ""
 
     def of(self, kind: Kind) -> list[Row]:
         """The rows of a kind."""
@@ -208,8 +208,9 @@ def _introduction(results: Results) -> str:
     usage = "\n".join(f"- **{name}** {version}: {USAGE[name]}" for name, version in results.versions.items())
     absent = [name for name in TOOLS if name not in results.versions]
     minutes = max(1, round(results.seconds / 60))
+    command = f"python benchmarks/peers.py {results.option}".rstrip()
     return (
-        f"Made by `python benchmarks/peers.py{' --quick' if results.quick else ''}`, which took {minutes} minutes "
+        f"Made by `{command}`, which took {minutes} minutes "
         "(`pip install -c constraints.txt -e '.[demo,peers]'` installs the others). "
         f"Seen on {context.cores} cores of {context.cpu}, {context.system}, Python {context.python}{others}.\n\n"
         f"Each is used as its documentation says:\n\n{usage}"

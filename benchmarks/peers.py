@@ -1,6 +1,7 @@
 """bnfold beside other optimizers: how far each folds, what it gets wrong, how long it takes, and what the result gains.
 
-Run: pip install -c constraints.txt -e '.[demo,peers]', then python benchmarks/peers.py [--quick] [--out docs/peers.md].
+Run: pip install -c constraints.txt -e '.[demo,peers]', then python benchmarks/peers.py [--quick | --brief]
+[--out docs/peers.md].
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class Plan:
     latency_s: float = 1.0
 
 
+BRIEF = Plan(fold_s=1.5, rounds=(3, 5), launches=3, latency_s=0.4)
 QUICK = Plan(every=4, networks=("mlp", "repvgg", "resnet"), light=(), rounds=(3, 5), launches=3, latency_s=0.3)
 
 
@@ -77,12 +79,15 @@ def main() -> None:
     """Measure and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a part of it, in two minutes")
+    parser.add_argument("--brief", action="store_true", help="all of it, each measured for less long")
     parser.add_argument("--out", type=Path, help="the Markdown file to write; standard output without it")
     parser.add_argument("--models", type=Path, help="a folder that keeps the exported networks for the next run")
     choice = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # exports and judges run two at a time
     with tempfile.TemporaryDirectory() as folder:
-        results = measured(QUICK if choice.quick else Plan(), Path(folder), choice.models or Path(folder))
+        option = "--quick" if choice.quick else "--brief" if choice.brief else ""
+        plan = {"--quick": QUICK, "--brief": BRIEF}.get(option, Plan())
+        results = replace(measured(plan, Path(folder), choice.models or Path(folder)), option=option)
     text = document(results)
     if choice.out is None:
         print(text)
@@ -115,7 +120,6 @@ def measured(plan: Plan, folder: Path, models: Path) -> Results:
         skipped=skipped,
         context=read_context(load, disturbance(before, read_cpu_time()), versions["onnxruntime"]),
         seconds=time.monotonic() - start,
-        quick=plan.every > 1,
     )
 
 
