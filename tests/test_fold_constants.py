@@ -61,6 +61,7 @@ def test_other_constants_stay_as_they_are(text: str) -> None:
     [
         "g (double[N,4] x) => (double[N,4] y) { b = Neg(k) y = Mul(x, b) }",
         "g (double[N,4] x) => (double[N,4] y) { t = Transpose(w) y = MatMul(x, t) }",
+        "g (double[N,4] x) => (double[N,4] y) { h = Shape(w) s = Gather(h, zero) b = Expand(k, s) y = Mul(x, b) }",
         "g (double[N,4] x) => (double[N,4] y) { i = Unsqueeze(rows, first) t = GatherND(w, i) y = MatMul(x, t) }",
     ],
 )
@@ -69,6 +70,7 @@ def test_constants_that_take_no_more_room_than_their_computation_are_written_out
         "k": np.array(2.0),
         "w": np.arange(16.0).reshape(4, 4),
         "rows": np.array([3, 1, 2, 0]),
+        "zero": np.array([0]),
         "first": np.array([1]),
     }
     read = [name for name in arrays if any(f"{mark}{name}{end}" in text for mark in " (" for end in ",)")]

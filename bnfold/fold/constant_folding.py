@@ -28,9 +28,10 @@ _MAX_ELEMENTS = 1 << 14
 #: Integers up to this many are a shape, axes or bounds.
 _FEW = 64
 
-#: By so many bytes the file may grow for an op less, if that op does not repeat what is stored once.
+#: By so many bytes the file may grow for an op less; less where ops repeat what is stored once: the bias of a layer, of
+#: which exporters store one 0, may be written out, a weight that is all alike may not.
 _LITTLE = 1 << 14
-_REPEATING = ("Tile", "Expand", "ConstantOfShape")
+_LITTLE_REPEATED = {"Expand": 1 << 12, "Tile": 1 << 12, "ConstantOfShape": 0}
 
 #: Ops that look at a value's type or shape only, and the input at which they do.
 _LOOKING = {"CastLike": 1, "Shape": 0, "Size": 0}
@@ -101,7 +102,7 @@ def _grows_little(value: ir.Value, array: NDArray[Any], graph: ModelGraph) -> bo
     if is_float(array) and not bool(np.isfinite(array.astype(np.float64)).all()):
         return False
     grown = array.nbytes - _freed(value, graph)
-    return grown <= 0 or (grown <= _LITTLE and not any(node.op_type in _REPEATING for node in nodes))
+    return grown <= max(0, min(_LITTLE_REPEATED.get(node.op_type, _LITTLE) for node in nodes))
 
 
 def _stands_for_numbers(node: ir.Node, graph: ModelGraph) -> bool:
