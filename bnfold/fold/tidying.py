@@ -76,7 +76,8 @@ def _has_one_input(node: ir.Node, _graph: ModelGraph) -> bool:
 
 def _keeps_type(node: ir.Node, graph: ModelGraph) -> bool:
     before, after = graph.shapes.dtype(input_of(node, 0)), graph.shapes.dtype(node.outputs[0])
-    return before is not None and before is after
+    is_constant = graph.constants.array(node.outputs[0]) is not None  # which is written out as a whole
+    return before is not None and before is after and not is_constant
 
 
 def _keeps_shape(node: ir.Node, graph: ModelGraph) -> bool:
