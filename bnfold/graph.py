@@ -240,17 +240,7 @@ class ModelGraph:
 
     def release(self, value: ir.Value) -> None:
         """Drop a constant that has lost its last user, and all that existed only to compute it."""
-        stack = [value]
-        while stack:
-            current = stack.pop()
-            if current.uses() or current.is_graph_output():
-                continue
-            producer = current.producer()
-            if producer is None:
-                self._drop_initializer(current)
-            elif producer.graph is not None and _is_dead(producer) and self._is_constant_op(producer):
-                stack.extend(v for v in producer.inputs if v is not None)
-                producer.graph.remove(producer, safe=True)
+        self._drop_unread(value, self._is_constant_op)
 
     def discard_sizes(self, value: ir.Value, may_go: Callable[[ir.Node], bool]) -> None:
         """Drop the arithmetic of integers that existed only for sizes which have just lost their last reader.
@@ -259,6 +249,10 @@ class ModelGraph:
             value: the sizes.
             may_go: which nodes may be removed.
         """
+        self._drop_unread(value, lambda node: self._is_arithmetic(node) and may_go(node))
+
+    def _drop_unread(self, value: ir.Value, may_go: Callable[[ir.Node], bool]) -> None:
+        """Drop a value that nobody reads, and what existed only to compute it, as far as that may go."""
         stack = [value]
         while stack:
             current = stack.pop()
@@ -267,9 +261,7 @@ class ModelGraph:
             producer = current.producer()
             if producer is None:
                 self._drop_initializer(current)
-            elif (
-                producer.graph is not None and _is_dead(producer) and self._is_arithmetic(producer) and may_go(producer)
-            ):
+            elif producer.graph is not None and _is_dead(producer) and may_go(producer):
                 stack.extend(v for v in producer.inputs if v is not None)
                 producer.graph.remove(producer, safe=True)
 

@@ -183,6 +183,8 @@ def test_a_bound_output_that_is_no_tensor_is_left_to_the_runtime(tmp_path: Path)
     for _ in range(2):
         runner.run()
         runner.keep_outputs()
+    (pieces,) = runner._bound.get_outputs()
+    assert pieces.is_tensor_sequence()
 
 
 def test_what_a_bound_run_raises_is_named(tmp_path: Path) -> None:

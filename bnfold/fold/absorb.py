@@ -148,14 +148,19 @@ def _loses_a_channel(stored: NDArray[Any], exact: Float64Array, rounded: Float64
 
 
 def takes_bias(node: ir.Node, graph: ModelGraph) -> bool:
-    """Whether the op has an input for a bias, or can be written as one that has: a product of two matrices is a Gemm.
-
-    Before operator set 7 a Gemm did not broadcast its bias unasked. A quantized product stays what runtimes look for.
-    """
+    """Whether the op has an input for a bias, or can be written as one that has: two matrices' product is a Gemm."""
     if LINEAR_OPS[node.op_type].has_bias:
         return True
     matrices = all(len(graph.shapes.inferred(input_of(node, index)) or ()) == 2 for index in (0, 1))
-    return matrices and graph.opset >= 7 and not graph.constants.quantized(input_of(node, 1))
+    return matrices and would_be_gemm(node, graph)
+
+
+def would_be_gemm(product: ir.Node, graph: ModelGraph) -> bool:
+    """Whether a MatMul may be written as a Gemm, given that it multiplies matrices.
+
+    Before operator set 7 a Gemm did not broadcast its bias unasked. A quantized product stays what runtimes look for.
+    """
+    return graph.opset >= 7 and not graph.constants.quantized(input_of(product, 1))
 
 
 def has_runtime_bias(node: ir.Node, graph: ModelGraph) -> bool:

@@ -9,7 +9,7 @@ only. Other constants are written out where the file hardly grows by it; else th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,22 +81,22 @@ def _is_to_be_written(value: ir.Value, graph: ModelGraph, selected: Selection) -
     array = graph.constants.array(value)
     if array is None or array.size > _MAX_ELEMENTS or not (array.dtype.kind in "iub" or is_float(array)):
         return False
-    if not all(selected(node) for node in _computing(value)):
+    nodes = list(_computing(value))
+    if not all(selected(node) for node in nodes):
         return False
     if array.dtype.kind == "i" and array.size <= _FEW:
         return True
     if any(graph.constants.array(seen) is None for seen in _looked_at(value)):
         return True
-    return _grows_little(value, array, graph)
+    return _grows_little(value, array, nodes, graph)
 
 
-def _grows_little(value: ir.Value, array: NDArray[Any], graph: ModelGraph) -> bool:
-    """Whether the file stores about as much for a constant itself as for its computation.
+def _grows_little(value: ir.Value, array: NDArray[Any], nodes: Sequence[ir.Node], graph: ModelGraph) -> bool:
+    """Whether the file stores about as much for a constant itself as for its computation by some nodes.
 
     What is repeated stays so, and integers that stand for other numbers stay integers. What is not a number, or not
     finite, is left to the runtime, of which each has its own.
     """
-    nodes = list(_computing(value))
     if any(_stands_for_numbers(node, graph) for node in nodes):
         return False
     if is_float(array) and not bool(np.isfinite(array.astype(np.float64)).all()):

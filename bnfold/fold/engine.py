@@ -39,7 +39,7 @@ from bnfold.fold.report import (
 )
 from bnfold.fold.rows import lay_out_before
 from bnfold.fold.sites import Selection, Site, is_batch_norm, read_affine, site_at
-from bnfold.fold.tidying import tidy as take_away_idle_ops
+from bnfold.fold.tidying import take_idle_ops_away
 from bnfold.fold.write import write
 from bnfold.graph import ModelGraph, input_of, label
 
@@ -170,7 +170,7 @@ def _fold(graph: ModelGraph, selected: Selection, *, merge: bool, tidy: bool) ->
         if merge:
             progress |= _merge_linears(run)
         if tidy:
-            progress |= take_away_idle_ops(graph, run.selected)
+            progress |= take_idle_ops_away(graph, run.selected)
     records = _records(run, identities, write(run.pending, graph))
     norms = sum(is_batch_norm(node) for node in identities)
     assert sum(r.kind is Kind.BATCH_NORM for r in records) == norms, "a batch norm without its record"
@@ -186,7 +186,7 @@ def _fold(graph: ModelGraph, selected: Selection, *, merge: bool, tidy: bool) ->
 def _prepared(graph: ModelGraph, selected: Selection, *, tidy: bool) -> ModelGraph:
     """The model without ops that compute nothing, if they may go, and with its constants written out."""
     while True:
-        gone = tidy and take_away_idle_ops(graph, selected)
+        gone = tidy and take_idle_ops_away(graph, selected)
         if not fold_constants(graph, selected) and not gone:
             return graph
         graph = ModelGraph(graph.model)  # of which more is known now

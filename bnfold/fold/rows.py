@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.fold.absorb import takes_bias
+from bnfold.fold.absorb import takes_bias, would_be_gemm
 from bnfold.fold.sites import Selection, Site
 from bnfold.graph import ModelGraph, in_default_domain, input_of
 
@@ -59,5 +59,5 @@ def _product_before(reshape: ir.Node, graph: ModelGraph) -> ir.Node | None:
     inner, outer = weight
     whole = isinstance(inner, int) and isinstance(outer, int) and inner > 0 and outer > 0 and rows[1] == outer
     is_constant = graph.constants.floats(input_of(product, 1)) is not None
-    may_be_gemm = not graph.constants.quantized(input_of(product, 1)) and graph.opset >= 7
-    return product if whole and is_constant and may_be_gemm and not takes_bias(product, graph) else None
+    gains = would_be_gemm(product, graph) and not takes_bias(product, graph)
+    return product if whole and is_constant and gains else None

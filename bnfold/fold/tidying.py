@@ -30,7 +30,7 @@ _TO_THE_END = 2**31 - 1
 _RELAYOUTS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
-def tidy(graph: ModelGraph, selected: Selection) -> bool:
+def take_idle_ops_away(graph: ModelGraph, selected: Selection) -> bool:
     """Take such ops away, in place.
 
     Args:
@@ -204,7 +204,7 @@ def _fix_sizes(node: ir.Node, graph: ModelGraph, selected: Selection) -> bool:
     producer = sizes.producer() if sizes is not None else None
     if sizes is None or producer is None or producer.op_type != "Concat" or not in_default_domain(producer):
         return False
-    found: list[int] = []
+    found: list[int | None] = []  # None where one is computed
     for part in producer.inputs:
         if part is None:
             return False
@@ -213,11 +213,11 @@ def _fix_sizes(node: ir.Node, graph: ModelGraph, selected: Selection) -> bool:
             return False
         if array is not None and array.dtype.kind not in "iu":
             return False
-        found += [-1] if array is None else [int(size) for size in array.reshape(-1)]
-    computed = [part for part in producer.inputs if part is not None and graph.constants.array(part) is None]
-    if len(computed) != 1 or found.count(-1) != 1 or min((size for size in found if size != -1), default=1) < 1:
+        found += [None] if array is None else [int(size) for size in array.reshape(-1)]
+    if found.count(None) != 1 or any(size is not None and size < 1 for size in found):
         return False
-    graph.use(node, 1, graph.add_constant(np.array(found, np.int64), f"{sizes.name}_fixed"))
+    fixed = np.array([-1 if size is None else size for size in found], np.int64)
+    graph.use(node, 1, graph.add_constant(fixed, f"{sizes.name}_fixed"))
     graph.discard_sizes(sizes, selected)
     return True
 
