@@ -16,6 +16,7 @@ import click
 #: Each command with the sentence that `bnfold --help` shows. The modules are imported on first use only.
 COMMANDS = {
     "demo": "The main job on real data, start to end.",
+    "models": "List the networks, and how large they are.",
     "train": "Train a batch-normalized network.",
     "export": "Export a trained network to ONNX, batch norm kept.",
     "recalibrate": "Put statistics of the training set in place of moving averages.",

@@ -3,8 +3,8 @@
 Importing this package imports no network and no torch: a network's module is imported when it is built.
 To add a network, write ``models/NAME.py`` and add one line to :data:`NETWORKS`.
 
-A name is one of :data:`NETWORKS`; or ``torchvision:NAME`` or ``timm:NAME``, where that package is
-installed; or ``package.module:factory``, where ``factory`` is any callable that returns an ``nn.Module``
+A name is one of :data:`NETWORKS`; or a published size of one (:mod:`bnfold.models.published`); or
+``torchvision:NAME`` or ``timm:NAME``, where that package is installed; or ``package.module:factory``, where ``factory`` is any callable that returns an ``nn.Module``
 (the current folder is searched too).
 """
 
@@ -16,11 +16,13 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnfold.errors import InputError, MissingExtraError
 from bnfold.extras import require
+from bnfold.models.published import PUBLISHED
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,13 +71,13 @@ _USER_CODE_ERRORS = (
 
 
 def names() -> tuple[str, ...]:
-    """The names of bnfold's own networks, sorted."""
+    """The names of bnfold's own networks, sorted; those of published sizes are not among them."""
     return tuple(sorted(NETWORKS))
 
 
 def is_network_name(name: str) -> bool:
     """Whether ``name`` has the form of a network's name, so that it is not meant as a path."""
-    return name in NETWORKS or ":" in name
+    return name in NETWORKS or name in PUBLISHED or ":" in name
 
 
 def build(name: str, **arguments: Any) -> nn.Module:
@@ -83,7 +85,7 @@ def build(name: str, **arguments: Any) -> nn.Module:
 
     Args:
         name: see the module's docstring.
-        arguments: keyword arguments of the network.
+        arguments: keyword arguments of the network, over those of a published size.
 
     Raises:
         InputError: the name is unknown, the module cannot be imported, the arguments do not fit, or what was
@@ -145,6 +147,23 @@ def fitting_arguments(name: str, input_shape: Sequence[int], num_classes: int) -
     return {key: value for key, value in known.items() if key in parameters}
 
 
+def description(name: str) -> str:
+    """What a network says of itself and of its arguments: the docstring of what builds it.
+
+    Args:
+        name: see the module's docstring.
+
+    Raises:
+        InputError: the name is unknown or cannot be imported.
+        MissingExtraError: the package that the name asks for is not installed.
+    """
+    with _current_folder_importable():
+        factory = _factory(name)
+    if isinstance(factory, partial):
+        factory = factory.func
+    return inspect.getdoc(factory) or ""
+
+
 def _factory(name: str) -> Callable[..., object]:
     """The callable that builds the network of that name."""
     package, _, member = name.partition(":")
@@ -154,10 +173,13 @@ def _factory(name: str) -> Callable[..., object]:
     if package == "timm" and member:
         create_model = _package("timm").create_model
         return lambda **arguments: create_model(member, **arguments)
+    if name in PUBLISHED:
+        published = PUBLISHED[name]
+        return partial(_factory(published.network), **published.arguments)
     target = NETWORKS.get(name, name)
     module_name, _, attribute = target.partition(":")
     if not module_name or not attribute:
-        close = difflib.get_close_matches(name, NETWORKS, n=1)
+        close = difflib.get_close_matches(name, [*NETWORKS, *PUBLISHED], n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names())}"
         raise InputError(f"there is no network named {name!r} ({hint}); your own is given as package.module:factory")
     try:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bnfold.models.layers import for_each_stage, initialize
+
 
 class PreActBlock(nn.Module):
     """Batch norm, ReLU and 3×3 convolution, twice, around a shortcut."""
@@ -43,7 +45,7 @@ class PreActResNet(nn.Module):
         in_channels: channels of the image.
         num_classes: number of classes.
         widths: channels of each stage.
-        blocks: blocks of each stage.
+        blocks: blocks of each stage; one number serves all stages.
     """
 
     def __init__(
@@ -51,23 +53,21 @@ class PreActResNet(nn.Module):
         in_channels: int = 1,
         num_classes: int = 10,
         widths: Sequence[int] = (16, 32, 64),
-        blocks: int = 1,
+        blocks: int | Sequence[int] = 1,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         layers: list[nn.Module] = []
         channels = widths[0]
-        for index, width in enumerate(widths):
-            for block in range(blocks):
+        for index, (width, depth) in enumerate(zip(widths, for_each_stage("blocks", blocks, widths), strict=True)):
+            for block in range(depth):
                 stride = 2 if index > 0 and block == 0 else 1
                 layers.append(PreActBlock(channels, width, stride))
                 channels = width
         self.blocks = nn.Sequential(*layers)
         self.bn = nn.BatchNorm2d(channels)
         self.linear = nn.Linear(channels, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) → logits (N, num_classes)."""
