@@ -7,7 +7,8 @@
     │   ├── OptionError      an option of a call that is out of range, or contradicts another
     │   ├── ModelError       an ONNX file that is missing, damaged, unsafe or not supported
     │   ├── DataError        a data set that is missing or not laid out as was said
-    │   └── CheckpointError  weights that are missing, damaged or for another architecture
+    │   ├── CheckpointError  weights that are missing, damaged or for another architecture
+    │   └── RepositoryError  a model repository that is damaged, was tampered with, or is none
     ├── OutputError          a result that cannot be written where it was asked for
     ├── SetupError           this machine lacks something
     │   ├── MissingExtraError    a package of an extra is not installed
@@ -43,6 +44,10 @@ class DataError(InputError):
 
 class CheckpointError(InputError):
     """A checkpoint is missing, damaged or belongs to another architecture."""
+
+
+class RepositoryError(InputError):
+    """A model repository is missing, damaged, was tampered with, or is none of bnfold's."""
 
 
 class OutputError(BnfoldError):
