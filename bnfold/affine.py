@@ -120,6 +120,12 @@ class ChannelAffine:
         """``y = x + shift``."""
         return ChannelAffine.along(self.axis, 1.0, self.shift)
 
+    def inverse(self) -> ChannelAffine:
+        """``x = (y − shift) / scale``, given that no scale is 0."""
+        if not np.all(self.scale):
+            raise ValueError("a channel that is multiplied by 0 cannot be had back")
+        return ChannelAffine.along(self.axis, 1.0 / self.scale, -self.shift / self.scale)
+
     def take(self, channels: Sequence[int] | NDArray[np.int64] | slice) -> ChannelAffine:
         """The affine of some of the channels, in the order given; a uniform one serves any."""
         if self.axis is None:

@@ -336,7 +336,8 @@ def test_shift_behind_a_factor_has_no_place() -> None:
         "g (double[N,4,6,6] x) => (double[N,4,6,6] y) { a = Tanh(x) b = Mul(a, k) d = Sigmoid(x) e = Mul(d, k) "
         f"c = Add(b, e) y = {BN} }}"
     )
-    model, report = folded(model_of(text, constants(k=(4, 1, 1)) | norm(4)))
+    factor = np.array([1.5, 0.0, -2.0, 3.0]).reshape(4, 1, 1)  # nothing can be divided by it
+    model, report = folded(model_of(text, {"k": factor} | norm(4)))
     assert ops(model)["BatchNormalization"] == 1
     assert str(report.batch_norms[0].outcome.backward.reason) == "nonzero-shift"  # type: ignore[union-attr]
 

@@ -38,6 +38,17 @@ def normed(count: int, between: str, **ends: str) -> ir.Model:
     return chain(steps, norm(4) | constants(w=(4, 4, 1, 1)), **ends)
 
 
+def branched(count: int) -> ir.Model:
+    """``count`` residual blocks with a batch norm that only the other summands could make room for."""
+    lines = [
+        f"c{n} = Conv(v{n}, w) a{n} = Sigmoid(c{n}) b{n} = BatchNormalization(a{n}, scale, bias, mean, var) "
+        f"v{n + 1} = Add(b{n}, v{n})"
+        for n in range(count)
+    ]
+    text = f"g (double[N,4,6,6] v0) => (double[N,4,6,6] y) {{ {' '.join(lines)} y = Abs(v{count}) }}"
+    return model_of(text, norm(4) | constants(w=(4, 4, 1, 1)))
+
+
 CASES: dict[str, Callable[[int], ir.Model]] = {
     "scales behind a conv, across Identity": lambda n: scaled(n, "Identity(@)", first="Conv(@, w)"),
     "scales behind a conv, across Relu": lambda n: scaled(n, "Relu(@)", first="Conv(@, w)"),
@@ -45,6 +56,7 @@ CASES: dict[str, Callable[[int], ir.Model]] = {
     "scales with nowhere to go": lambda n: scaled(n, "Identity(@)"),
     "batch norms behind a conv": lambda n: normed(n, "Relu(@)", first="Conv(@, w)"),
     "batch norms with nowhere to go": lambda n: normed(n, "Sigmoid(@)"),
+    "batch norms before sums with nowhere to go": branched,
 }
 
 
@@ -52,7 +64,7 @@ def questions(model: ir.Model, monkeypatch: pytest.MonkeyPatch) -> int:
     """How often the engine looks at an op on a path, while it folds the model."""
     asked: list[str] = []
     with monkeypatch.context() as patch:
-        for method in ("_leave", "_enter"):
+        for method in ("leave", "enter"):
             inner = getattr(Planner, method)
             patch.setattr(
                 Planner, method, lambda *args, name=method, inner=inner: (asked.append(name), inner(*args))[1]

@@ -3,8 +3,8 @@
 The order: write out constants that tie up what they are computed from; sweep the sites from the inputs to the
 outputs, each backward if it can go there, else forward; sweep again as long as something moved, since one fold can
 open the way for another; collapse what is left of chains into one op; merge linear ops; all of it again as long as
-anything happened, since a merge opens ways too; write. ``inspect`` runs the same on a copy, so that the two can never
-disagree.
+anything happened, since a merge opens ways too; then fold past sums what is left, and all of it again; write.
+``inspect`` runs the same on a copy, so that the two can never disagree.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ import onnx_ir as ir
 from bnfold.affine import ChannelAffine, Float64Array
 from bnfold.fold.absorb import Pending
 from bnfold.fold.affine_ops import single_op
+from bnfold.fold.balance import balanced
 from bnfold.fold.constant_folding import fold_constants
 from bnfold.fold.fusions import part_of_fusions
+from bnfold.fold.ledger import Fate, Ledger
 from bnfold.fold.merge import Merge, Merger, attributes_for
-from bnfold.fold.ort import ort_folds
-from bnfold.fold.plan import TOO_FAR, Plan, Planner
+from bnfold.fold.plan import Planner
 from bnfold.fold.report import (
     Collapsed,
     Direction,
     Folded,
-    FoldRecord,
     FoldReport,
     Kept,
     Kind,
     Merged,
     MergeRecord,
-    Outcome,
     Reason,
     Refusal,
 )
 from bnfold.fold.rows import lay_out_before
+from bnfold.fold.search import TOO_FAR, Plan
 from bnfold.fold.sites import Selection, Site, is_batch_norm, read_affine, site_at
 from bnfold.fold.tidying import take_idle_ops_away
 from bnfold.fold.write import write
@@ -45,40 +45,6 @@ from bnfold.graph import ModelGraph, input_of, label
 
 #: How many nodes of a chain are tried as a part of it: all, but in chains that nobody writes.
 _LONGEST_PART = 16
-
-
-@dataclass(frozen=True, eq=False)
-class _Identity:
-    """The name under which a node goes in the report, taken before anything is renamed."""
-
-    node: str
-    output: str
-    channels: int
-    ort_folds: bool
-
-
-@dataclass(frozen=True, eq=False)
-class _Fate:
-    """What became of the nodes of one site.
-
-    Attributes:
-        nodes: the site's nodes.
-        kind: of the site.
-        affine: of the site; None where a batch norm was no site.
-        outcome: what the report says.
-        linears: the linear ops that absorbed it, for their rounding error.
-    """
-
-    nodes: tuple[ir.Node, ...]
-    kind: Kind
-    affine: ChannelAffine | None
-    outcome: Outcome
-    linears: tuple[ir.Node, ...] = ()
-
-    @staticmethod
-    def of(site: Site, outcome: Outcome, linears: tuple[ir.Node, ...] = ()) -> _Fate:
-        return _Fate(site.nodes, site.kind, site.affine, outcome, linears)
-
 
 #: How many ops a search crosses at first, and how many times as many when that did not suffice.
 _NEAR, _FARTHER = 32, 8
@@ -92,9 +58,7 @@ class _Run:
         graph: the model.
         selected: which nodes may be touched.
         pending: what ops have absorbed, not yet written.
-        fates: of each affine node so far.
-        heirs: for each node that the engine made, the nodes whose affine, or the rest of it, it carries.
-        successors: for each linear op that was merged into another, that other.
+        ledger: what became of each affine so far.
         merges: what was merged.
         unmerged: what could not be, as of now.
         reach: how many ops a search may cross.
@@ -103,10 +67,8 @@ class _Run:
 
     graph: ModelGraph
     selected: Selection
+    ledger: Ledger
     pending: Pending = field(default_factory=Pending)
-    fates: dict[ir.Node, _Fate] = field(default_factory=dict)
-    heirs: dict[ir.Node, tuple[ir.Node, ...]] = field(default_factory=dict)
-    successors: dict[ir.Node, ir.Node] = field(default_factory=dict)
     merges: list[MergeRecord] = field(default_factory=list)
     unmerged: list[MergeRecord] = field(default_factory=list)
     reach: int = _NEAR
@@ -117,13 +79,10 @@ class _Run:
         """Plans over the present state."""
         return Planner(self.graph, self.pending, self.selected, self.reach)
 
-    def note(self, fate: _Fate) -> None:
-        """Record a fate for the nodes of a site, and for those whose heirs they are."""
-        for node in fate.nodes:
-            self.fates[node] = fate
-            if isinstance(fate.outcome, Folded | Merged):
-                for ancestor in self.heirs.get(node, ()):
-                    self.fates[ancestor] = _moved_on(self.fates[ancestor], fate)
+    def inherit(self, node: ir.Node, site: Site, affine: ChannelAffine) -> None:
+        """A node of our own: its exact affine, so that a later fold does not start from rounded constants."""
+        self.ledger.inherit(node, site)
+        self.pending.affines[node] = affine
 
 
 def fold(
@@ -159,10 +118,10 @@ def _names(graph: ModelGraph) -> Iterator[None]:
 
 
 def _fold(graph: ModelGraph, selected: Selection, *, merge: bool, tidy: bool) -> FoldReport:
-    identities = {node: _identity(node, graph) for node in graph.nodes()}
+    ledger = Ledger.of(graph)
     graph = _prepared(graph, selected, tidy=tidy)
     fused = part_of_fusions(graph)
-    run = _Run(graph, lambda node: node not in fused and selected(node))
+    run = _Run(graph, lambda node: node not in fused and selected(node), ledger)
     progress = True
     while progress:
         _sweep_all(run)
@@ -171,12 +130,11 @@ def _fold(graph: ModelGraph, selected: Selection, *, merge: bool, tidy: bool) ->
             progress |= _merge_linears(run)
         if tidy:
             progress |= take_idle_ops_away(graph, run.selected)
-    records = _records(run, identities, write(run.pending, graph))
-    norms = sum(is_batch_norm(node) for node in identities)
-    assert sum(r.kind is Kind.BATCH_NORM for r in records) == norms, "a batch norm without its record"
+        progress = progress or _balance(run)
+    records = ledger.records(write(run.pending, graph))
     return FoldReport(
         records=records,
-        nodes_before=len(identities),
+        nodes_before=len(ledger.identities),
         nodes_after=sum(1 for _ in graph.nodes()),
         batch_norms_after=sum(is_batch_norm(node) for node in graph.nodes()),
         merges=(*run.merges, *run.unmerged),
@@ -190,15 +148,6 @@ def _prepared(graph: ModelGraph, selected: Selection, *, tidy: bool) -> ModelGra
         if not fold_constants(graph, selected) and not gone:
             return graph
         graph = ModelGraph(graph.model)  # of which more is known now
-
-
-def _identity(node: ir.Node, graph: ModelGraph) -> _Identity:
-    channels = 0
-    if is_batch_norm(node) and len(node.inputs) > 1 and node.inputs[1] is not None:
-        shape = graph.shapes.shape(node.inputs[1])
-        channels = shape[0] if shape and isinstance(shape[0], int) else 0
-    output = node.outputs[0].name if node.outputs else None
-    return _Identity(label(node), output or "", channels, ort_folds(node, graph))
 
 
 def _sweep_all(run: _Run) -> None:
@@ -223,7 +172,7 @@ def _sweep(run: _Run) -> bool:
         if isinstance(site, Site):
             folded |= _fold_site(run, site)
         elif is_batch_norm(node):
-            run.note(_Fate((node,), Kind.BATCH_NORM, None, Kept(site)))
+            run.ledger.note(Fate((node,), Kind.BATCH_NORM, None, Kept(site)))
     return folded
 
 
@@ -252,9 +201,9 @@ def _fold_site(run: _Run, site: Site) -> bool:
     run.cut_short |= backward is TOO_FAR or forward is TOO_FAR
     if _fold_part(run, site):
         return True
-    own = tuple(node for node in site.nodes if node not in run.heirs)
+    own = tuple(node for node in site.nodes if node not in run.ledger.heirs)
     if own:
-        run.note(replace(_Fate.of(site, Kept(_refusal(backward), _refusal(forward))), nodes=own))
+        run.ledger.note(replace(Fate.of(site, Kept(_refusal(backward), _refusal(forward))), nodes=own))
     return False
 
 
@@ -287,10 +236,10 @@ def _drop_identity(run: _Run, site: Site) -> bool:
     same_scope = source.producer() is not None and source.graph is output.graph
     if rename and (not same_scope or source.is_graph_output()):
         alone = Refusal(Reason.GRAPH_OUTPUT, f"it changes nothing, and gives {source.name} its name as an output")
-        run.note(_Fate.of(site, Kept(alone)))
+        run.ledger.note(Fate.of(site, Kept(alone)))
         return False
     run.graph.bypass(site.nodes, source, output, rename=rename)
-    run.note(_Fate.of(site, Folded(Direction.IDENTITY, (), ())))
+    run.ledger.note(Fate.of(site, Folded(Direction.IDENTITY, (), ())))
     return True
 
 
@@ -316,7 +265,7 @@ def _apply(run: _Run, plan: Plan) -> bool:
         ),
         remainder="Add" if remainder or added else None,
     )
-    run.note(_Fate.of(site, outcome, tuple(plan.linears)))
+    run.ledger.note(Fate.of(site, outcome, tuple(plan.linears)))
     run.pending.linears.update(plan.linears)
     run.pending.affines.update(plan.affines)
     for (node, index), exact in plan.constants.items():
@@ -324,10 +273,10 @@ def _apply(run: _Run, plan: Plan) -> bool:
     if remainder is None:
         graph.bypass(site.nodes, site.source, site.output, rename=plan.direction is Direction.BACKWARD)
     else:
-        _inherit(run, graph.replace(site.nodes, site.source, site.output, remainder), site, plan.remainder)
+        run.inherit(graph.replace(site.nodes, site.source, site.output, remainder), site, plan.remainder)
     for node, op in added.items():
         assert op is not None
-        _inherit(run, graph.append(node.outputs[0], op), site, plan.added[node])
+        run.inherit(graph.append(node.outputs[0], op), site, plan.added[node])
     return True
 
 
@@ -340,24 +289,17 @@ def _set_constant(run: _Run, node: ir.Node, index: int, exact: Float64Array) -> 
     run.pending.constants[new] = exact
 
 
-def _inherit(run: _Run, node: ir.Node, site: Site, affine: ChannelAffine) -> None:
-    """A node of our own: its exact affine, so that a later fold does not start from rounded constants."""
-    ancestors = (run.heirs.get(member, (member,)) for member in site.nodes)
-    run.heirs[node] = tuple(dict.fromkeys(ancestor for group in ancestors for ancestor in group))
-    run.pending.affines[node] = affine
+def _balance(run: _Run) -> bool:
+    """Fold past sums what nothing else could; whether anything folded.
 
-
-def _moved_on(before: _Fate, after: _Fate) -> _Fate:
-    """The fate of an affine whose rest, which an op of our own carried, has folded as well."""
-    if not (isinstance(before.outcome, Folded) and isinstance(after.outcome, Folded)):
-        return replace(before, outcome=after.outcome, linears=after.linears)
-    outcome = replace(
-        before.outcome,
-        path=before.outcome.path + after.outcome.path,
-        into=before.outcome.into + after.outcome.into,
-        remainder=after.outcome.remainder,
-    )
-    return replace(before, outcome=outcome, linears=before.linears + after.linears)
+    Last, because it rescales what is not the site's own: a merge may have opened a way that does not.
+    """
+    found = False
+    for _, site in _walk(run):
+        if isinstance(site, Site):
+            plan = balanced(replace(run.planner, reach=_NEAR), site)
+            found |= isinstance(plan, Plan) and _apply(run, plan)
+    return found
 
 
 def _collapse_chains(run: _Run) -> bool:
@@ -369,11 +311,11 @@ def _collapse_chains(run: _Run) -> bool:
         new = single_op(site.affine, site.output, run.graph)
         if new is None:
             continue
-        kept = next((f.outcome for n in site.nodes if (f := run.fates.get(n)) and isinstance(f.outcome, Kept)), None)
+        kept = run.ledger.kept(site)
         if kept is not None and kept.forward is not None:
             names = tuple(label(member) for member in site.nodes)
-            run.note(_Fate.of(site, Collapsed(names, new.op_type, kept.backward, kept.forward)))
-        _inherit(run, run.graph.replace(site.nodes, site.source, site.output, new), site, site.affine)
+            run.ledger.note(Fate.of(site, Collapsed(names, new.op_type, kept.backward, kept.forward)))
+        run.inherit(run.graph.replace(site.nodes, site.source, site.output, new), site, site.affine)
         collapsed = True
     return collapsed
 
@@ -418,8 +360,8 @@ def _merge(run: _Run, merge: Merge) -> bool:
     for node in (*merge.gone, *merge.tail):
         affine = read_affine(node, graph, run.pending.affines)
         if isinstance(affine, Site):
-            run.note(_Fate.of(affine, Merged(label(survivor)), (survivor,)))
-        run.successors[node] = survivor
+            run.ledger.note(Fate.of(affine, Merged(label(survivor)), (survivor,)))
+        run.ledger.successors[node] = survivor
         run.pending.linears.pop(node, None)
     run.pending.linears[survivor] = merge.linear
     run.merges.append(merge.record)
@@ -428,53 +370,3 @@ def _merge(run: _Run, merge: Merge) -> bool:
     if added is not None:
         run.pending.affines[graph.append(output, added)] = merge.shift
     return True
-
-
-def _records(run: _Run, identities: dict[ir.Node, _Identity], errors: dict[ir.Node, float]) -> tuple[FoldRecord, ...]:
-    """One record for each batch norm of the input, and those of other affines, in the order of the graph."""
-    records: list[FoldRecord] = []
-    for node, identity in identities.items():
-        fate = run.fates.get(node)
-        if fate is None or not (is_batch_norm(node) or _leads_a_notable_affine(node, fate)):
-            continue
-        outcome = _settled(run, fate)
-        if isinstance(outcome, Folded | Merged):
-            error = max((errors.get(_last(run, linear), 0.0) for linear in fate.linears), default=0.0)
-            outcome = replace(outcome, rounding_error=error)
-        record = FoldRecord(
-            node=identity.node,
-            op="+".join(member.op_type for member in fate.nodes),
-            output=identity.output,
-            kind=Kind.BATCH_NORM if is_batch_norm(node) else Kind.AFFINE,
-            channels=identity.channels or (fate.affine.size if fate.affine else 0),
-            outcome=outcome,
-            ort_folds=identity.ort_folds,
-        )
-        records.append(record)
-    return tuple(records)
-
-
-def _last(run: _Run, linear: ir.Node) -> ir.Node:
-    """The op into which a linear op was merged in the end; itself where it was not."""
-    while linear in run.successors:
-        linear = run.successors[linear]
-    return linear
-
-
-def _settled(run: _Run, fate: _Fate) -> Outcome:
-    """The outcome, once it is known which of the ops that absorbed the affine were merged with others."""
-    outcome = fate.outcome
-    if not any(linear in run.successors for linear in fate.linears):
-        return outcome
-    into = ", ".join(dict.fromkeys(label(_last(run, linear)) for linear in fate.linears))
-    through = outcome.into if isinstance(outcome, Folded) else (outcome.into,) if isinstance(outcome, Merged) else ()
-    return Merged(into, through)
-
-
-def _leads_a_notable_affine(node: ir.Node, fate: _Fate) -> bool:
-    """Whether a person would want to read of this affine: not of each bias and each scalar that stayed."""
-    if node is not fate.nodes[0] or fate.kind is not Kind.AFFINE:
-        return False
-    if not isinstance(fate.outcome, Kept):
-        return True
-    return fate.affine is not None and fate.affine.axis is not None and fate.affine.has_scale

@@ -7,90 +7,28 @@ that stands in the way, because a fold that leaves one branch behind would chang
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from bnfold.affine import ChannelAffine, Float64Array
+from bnfold.affine import ChannelAffine
 from bnfold.fold.absorb import Pending, absorb_after, absorb_before, absorb_constant
 from bnfold.fold.affine_ops import expressible
 from bnfold.fold.commute import RULES, OpView
-from bnfold.fold.linear import LINEAR_OPS, Linear
+from bnfold.fold.commute.rule import Crossing
+from bnfold.fold.linear import LINEAR_OPS
 from bnfold.fold.report import Direction, Reason, Refusal
+from bnfold.fold.search import TOO_FAR, Carry, Plan, Search, Use
 from bnfold.fold.sites import Selection, Site, read_affine
 from bnfold.graph import ModelGraph, attributes_of, in_default_domain, input_of, label, readers, sole_reader
-
-#: One input of one node, by index.
-Use = tuple[ir.Node, int]
 
 #: How often a search backward begins anew, with another choice of which input of a sum takes the shift.
 _ATTEMPTS = 8
 
 
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """How one site folds.
-
-    Attributes:
-        site: what folds.
-        direction: to the producers or the consumers.
-        linears: each absorbing linear op, with the affine in it.
-        affines: each Add, Mul or batch norm that absorbs the affine, with its new affine.
-        constants: each constant input of an op crossed that absorbs the affine, with its new value.
-        added: linear ops without a bias, with the shift that an Add must put behind them.
-        path: the ops crossed.
-        remainder: what stays in the place of the site; the identity where nothing does.
-    """
-
-    site: Site
-    direction: Direction
-    linears: Mapping[ir.Node, Linear]
-    affines: Mapping[ir.Node, ChannelAffine]
-    constants: Mapping[Use, Float64Array]
-    added: Mapping[ir.Node, ChannelAffine]
-    path: tuple[ir.Node, ...]
-    remainder: ChannelAffine
-
-
-@dataclass
-class _Search:
-    """One search: what it has found, and the values and affines that it has still to look at.
-
-    The choices are the inputs that are still to be tried of each op that leaves a choice, the present one first.
-    """
-
-    site: Site
-    work: list[tuple[ir.Value, ChannelAffine]]
-    choices: dict[ir.Node, Sequence[int]] = field(default_factory=dict)
-    linears: dict[ir.Node, Linear] = field(default_factory=dict)
-    affines: dict[ir.Node, ChannelAffine] = field(default_factory=dict)
-    constants: dict[Use, Float64Array] = field(default_factory=dict)
-    added: dict[ir.Node, ChannelAffine] = field(default_factory=dict)
-    path: dict[ir.Node, None] = field(default_factory=dict)  # in order, and quick to look up
-
-    def met(self, node: ir.Node) -> bool:
-        """Whether the search has been at ``node`` before, along another branch."""
-        return node in self.linears or node in self.affines or node in self.path
-
-    def plan(self, direction: Direction, remainder: ChannelAffine) -> Plan:
-        return Plan(
-            self.site,
-            direction,
-            linears=self.linears,
-            affines=self.affines,
-            constants=self.constants,
-            added=self.added,
-            path=tuple(self.path),
-            remainder=remainder,
-        )
-
-
 #: Ops that carry values over in steps, which no affine crosses unchanged.
 _ROUNDING = frozenset({"DequantizeLinear", "QuantizeLinear"})
-
-#: The answer of a search that went as far as it may without an end.
-TOO_FAR = Refusal(Reason.UNSUPPORTED_OP, "not searched any further")
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,33 +60,31 @@ class Planner:
 
     def forward(self, site: Site) -> Plan | Refusal:
         """Move the site into the ops that consume its output; all of them must accept."""
-        search = _Search(site, [(site.output, site.affine)])
-        while search.work:
+        search = Search(site)
+        work: list[Carry] = [(site.output, site.affine)]
+        while work:
             if len(search.path) > self.reach:
                 return TOO_FAR
-            value, moving = search.work.pop()
+            value, moving = work.pop()
             if moving.is_identity:
                 continue
-            if value.is_graph_output():
-                return Refusal(Reason.GRAPH_OUTPUT, f"its result {value.name} is an output of the graph")
-            uses = readers(value)
-            if not uses and value is site.output:
-                return Refusal(Reason.UNSUPPORTED_OP, f"nothing reads the elements of {value.name}")
+            uses = readers_to_change(value, site)
+            if isinstance(uses, Refusal):
+                return uses
             for consumer, index in uses:
-                refusal = self._enter(search, consumer, index, value, moving)
-                if refusal:
-                    return refusal
-        if len(search.added) > len(site.nodes):
-            return Refusal(Reason.NO_BIAS, f"{len(search.added)} ops without a bias would need an Add each")
-        return search.plan(Direction.FORWARD, ChannelAffine.identity())
+                beyond = self.enter(search, consumer, index, value, moving)
+                if isinstance(beyond, Refusal):
+                    return beyond
+                work += beyond
+        return search.forward_plan()
 
     def _backward(self, site: Site, affine: ChannelAffine, remainder: ChannelAffine) -> Plan | Refusal:
         """Search again with another choice, the last one first, as long as there is one and it fails."""
         choices: dict[ir.Node, Sequence[int]] = {}
         refusals: list[Refusal] = []
         while len(refusals) < _ATTEMPTS:
-            search = _Search(site, [(site.source, affine)], choices)
-            refusal = self._search_backward(search)
+            search = Search(site, choices)
+            refusal = self._search_backward(search, affine)
             if refusal is None:
                 return search.plan(Direction.BACKWARD, remainder)
             refusals.append(refusal)
@@ -161,20 +97,28 @@ class Planner:
                 break
         return TOO_FAR if TOO_FAR in refusals else refusals[0]
 
-    def _search_backward(self, search: _Search) -> Refusal | None:
-        while search.work:
+    def _search_backward(self, search: Search, affine: ChannelAffine) -> Refusal | None:
+        work: list[Carry] = [(search.site.source, affine)]
+        while work:
             if len(search.path) > self.reach:
                 return TOO_FAR
-            value, moving = search.work.pop()
+            value, moving = work.pop()
             if moving.is_identity:
                 continue
-            refusal = self._leave(search, value, moving)
+            producer = self.producer_to_change(value, search.site)
+            if isinstance(producer, Refusal):
+                return producer
+            refusal = _only_ours(value, producer)
             if refusal:
                 return refusal
+            beyond = self.leave(search, value, producer, moving)
+            if isinstance(beyond, Refusal):
+                return beyond
+            work += beyond
         return None
 
-    def _leave(self, search: _Search, value: ir.Value, moving: ChannelAffine) -> Refusal | None:
-        """Let the producer of a value absorb the affine or pass it on."""
+    def producer_to_change(self, value: ir.Value, site: Site) -> ir.Node | Refusal:
+        """The op that yields a value which is to carry something else, if that is for the site to decide."""
         producer = value.producer()
         if self.graph.constants.array(value) is not None:
             return Refusal(Reason.UNSUPPORTED_OP, f"its input {value.name} is a constant")
@@ -182,9 +126,16 @@ class Planner:
             if self.graph.constants.overridable(value):
                 return Refusal(Reason.OVERRIDABLE_INPUT, f"{value.name} is an input that the caller may feed")
             return Refusal(Reason.GRAPH_INPUT, f"nothing in the graph produces its input {value.name}")
-        refusal = _only_ours(value, producer, search.site)
-        if refusal:
-            return refusal
+        if producer.graph is not site.nodes[0].graph:
+            return Refusal(Reason.OTHER_SCOPE, f"{label(producer)} belongs to another scope of the model")
+        if value.is_graph_output():
+            return Refusal(Reason.GRAPH_OUTPUT, f"{value.name}, the value before it, is an output of the graph")
+        return producer
+
+    def leave(
+        self, search: Search, value: ir.Value, producer: ir.Node, moving: ChannelAffine
+    ) -> Sequence[Carry] | Refusal:
+        """Let the producer of a value absorb the affine or pass it on; what its inputs are to carry then."""
         if search.met(producer):
             return Refusal(Reason.OTHER_CONSUMER, f"{label(producer)} is reached along two paths")
         reading = read_affine(producer, self.graph, self.pending.affines)
@@ -195,7 +146,7 @@ class Planner:
             if isinstance(absorbed, Refusal):
                 return absorbed
             search.linears[producer] = absorbed
-            return None
+            return ()
         if in_default_domain(producer) and producer.op_type in RULES:
             return self._leave_across(search, producer, value.index() or 0, moving)
         if producer.op_type in _ROUNDING:
@@ -204,7 +155,7 @@ class Planner:
             )
         return Refusal(Reason.PRODUCER_NOT_LINEAR, f"its input comes from {producer.op_type} ({label(producer)})")
 
-    def _leave_affine(self, search: _Search, producer: Site, moving: ChannelAffine) -> Refusal | None:
+    def _leave_affine(self, search: Search, producer: Site, moving: ChannelAffine) -> Sequence[Carry] | Refusal:
         """Let an affine op absorb what follows it, or the shift alone: ``s·(p·x + q) + t = p·(s·x) + (s·q + t)``."""
         (node,) = producer.nodes
         if not self.selected(node):
@@ -212,7 +163,7 @@ class Planner:
         combined = producer.affine.then(moving)
         if combined is not None and expressible(node, combined, self.graph):
             search.affines[node] = combined
-            return None
+            return ()
         shifted = producer.affine.shift_only().then(moving)
         rest = None if shifted is None else producer.affine.scale_only().then(shifted.shift_only())
         if rest is None:
@@ -223,10 +174,11 @@ class Planner:
             search.affines[node] = rest
         else:
             return Refusal(Reason.NONZERO_SHIFT, f"{label(node)} ({node.op_type}) does not take the shift")
-        search.work.append((producer.source, moving.scale_only()))
-        return None
+        return [(producer.source, moving.scale_only())]
 
-    def _leave_across(self, search: _Search, producer: ir.Node, index: int, moving: ChannelAffine) -> Refusal | None:
+    def _leave_across(
+        self, search: Search, producer: ir.Node, index: int, moving: ChannelAffine
+    ) -> Sequence[Carry] | Refusal:
         """Let an op with a rule pass the affine on to its inputs; those that are constants absorb it."""
         rule, view = RULES[producer.op_type], view_of(producer, self.graph, self.pending)
         choice = search.choices.setdefault(producer, rule.carriers(view, moving))
@@ -236,16 +188,23 @@ class Planner:
         if isinstance(crossing, Refusal):
             return crossing
         search.path[producer] = None
+        return self.give_to_inputs(search, producer, view, crossing)
+
+    def give_to_inputs(
+        self, search: Search, node: ir.Node, view: OpView, crossing: Crossing
+    ) -> Sequence[Carry] | Refusal:
+        """Let those inputs of an op that are constants absorb what its rule has for them; what is for the others."""
+        beyond: list[Carry] = []
         for operand, affine in crossing.items():
             if operand not in view.constants:
-                search.work.append((input_of(producer, operand), affine))
+                beyond.append((input_of(node, operand), affine))
             elif not affine.is_identity:
-                refusal = self._absorb_constant(search, producer, operand, affine)
+                refusal = self._absorb_constant(search, node, operand, affine)
                 if refusal:
                     return refusal
-        return None
+        return beyond
 
-    def _absorb_constant(self, search: _Search, node: ir.Node, index: int, affine: ChannelAffine) -> Refusal | None:
+    def _absorb_constant(self, search: Search, node: ir.Node, index: int, affine: ChannelAffine) -> Refusal | None:
         """Let a constant input of an op absorb what its rule has for it."""
         exact = RULES[node.op_type].constant(view_of(node, self.graph, self.pending), index, affine)
         if isinstance(exact, Refusal):
@@ -265,10 +224,10 @@ class Planner:
         constants = self.graph.constants
         return constants.array(weight) is not None or constants.overridable(weight) or constants.quantized(weight)
 
-    def _enter(
-        self, search: _Search, consumer: ir.Node, index: int, value: ir.Value, moving: ChannelAffine
-    ) -> Refusal | None:
-        """Let one consumer of a value absorb the affine or pass it on."""
+    def enter(
+        self, search: Search, consumer: ir.Node, index: int, value: ir.Value, moving: ChannelAffine
+    ) -> Sequence[Carry] | Refusal:
+        """Let one consumer of a value absorb the affine or pass it on; what is for the readers of its outputs."""
         if consumer.graph is not search.site.nodes[0].graph:
             return Refusal(Reason.OTHER_SCOPE, f"{label(consumer)} belongs to another scope of the model")
         if search.met(consumer):
@@ -280,12 +239,14 @@ class Planner:
         combined = self._combined(consumer, value, moving)
         if combined is not None:
             search.affines[consumer] = combined
-            return None
+            return ()
         if in_default_domain(consumer) and consumer.op_type in RULES:
             return self._enter_across(search, consumer, index, moving)
         return Refusal(Reason.CONSUMER_NOT_LINEAR, f"its result goes to {consumer.op_type} ({label(consumer)})")
 
-    def _enter_across(self, search: _Search, consumer: ir.Node, index: int, moving: ChannelAffine) -> Refusal | None:
+    def _enter_across(
+        self, search: Search, consumer: ir.Node, index: int, moving: ChannelAffine
+    ) -> Sequence[Carry] | Refusal:
         """Let a constant beside the affine absorb it, or else the op pass it on to its outputs."""
         rule, view = RULES[consumer.op_type], view_of(consumer, self.graph, self.pending)
         # Not of an affine op, whose constant may no longer be what it stands for.
@@ -293,22 +254,21 @@ class Planner:
             for operand, affine in rule.aside(view, index, moving).items():
                 if self._absorb_constant(search, consumer, operand, affine) is None:
                     search.path[consumer] = None
-                    return None
+                    return ()
         crossing = rule.forward(view, index, moving)
         if isinstance(crossing, Refusal):
             return crossing
         search.path[consumer] = None
-        search.work += [(consumer.outputs[i], affine) for i, affine in crossing.items()]
-        return None
+        return [(consumer.outputs[i], affine) for i, affine in crossing.items()]
 
-    def _enter_linear(self, search: _Search, node: ir.Node, moving: ChannelAffine) -> Refusal | None:
+    def _enter_linear(self, search: Search, node: ir.Node, moving: ChannelAffine) -> Sequence[Carry] | Refusal:
         result = absorb_before(node, moving, self.graph, self.pending)
         if isinstance(result, Refusal):
             return result
         linear, left = result
         search.linears[node] = linear
         if left.is_identity:
-            return None
+            return ()
         # A MatMul has no bias: its shift goes into the Add behind it, or becomes one if that costs no more than
         # the op that goes away.
         output = node.outputs[0]
@@ -317,11 +277,11 @@ class Planner:
             combined = self._combined(following, output, left)
             if combined is not None:
                 search.affines[following] = combined
-                return None
+                return ()
         if linear.out_channels > linear.in_channels:
             return Refusal(Reason.NO_BIAS, f"{label(node)} has no bias, and adding one would cost more")
         search.added[node] = left
-        return None
+        return ()
 
     def _combined(self, node: ir.Node, source: ir.Value, moving: ChannelAffine) -> ChannelAffine | None:
         """The affine of an Add, Mul or batch norm that absorbs one before it; None where that one op cannot hold it."""
@@ -336,12 +296,18 @@ class Planner:
         return combined
 
 
-def _only_ours(value: ir.Value, producer: ir.Node, site: Site) -> Refusal | None:
-    """A value may be rescaled only if nothing but the site's own path ever sees it."""
-    if producer.graph is not site.nodes[0].graph:
-        return Refusal(Reason.OTHER_SCOPE, f"{label(producer)} belongs to another scope of the model")
+def readers_to_change(value: ir.Value, site: Site) -> Sequence[Use] | Refusal:
+    """The readers of a value that are all to take an affine, if it is for the site to decide what they read."""
     if value.is_graph_output():
-        return Refusal(Reason.GRAPH_OUTPUT, f"{value.name}, the value before it, is an output of the graph")
+        return Refusal(Reason.GRAPH_OUTPUT, f"its result {value.name} is an output of the graph")
+    uses = readers(value)
+    if not uses and value is site.output:
+        return Refusal(Reason.UNSUPPORTED_OP, f"nothing reads the elements of {value.name}")
+    return uses
+
+
+def _only_ours(value: ir.Value, producer: ir.Node) -> Refusal | None:
+    """A value may be rescaled only if nothing but the site's own path ever sees it."""
     first, *others = [label(node) for node, _ in readers(value, most=3)]
     if others:
         read_by = f"{first} and {others[0]}" if len(others) == 1 else f"{first}, {others[0]} and others"

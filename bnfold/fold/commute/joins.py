@@ -154,6 +154,21 @@ class Sum(Elementwise):
                 parts[i] = fitted
         return parts
 
+    def balanced(self, op: OpView, index: int, affine: ChannelAffine) -> tuple[Crossing, Crossing] | Refusal:
+        """``(s·a + t) ± b = s·(a ± b/s) + t`` and ``b − (s·a + t) = s·(b/s − a) − t``."""
+        lifted = self._lifted(op, index, affine)
+        if isinstance(lifted, Refusal):
+            return lifted
+        others: dict[int, ChannelAffine] = {}
+        for i in range(len(op.input_shapes)):
+            fitted = self._fitted(op, i, lifted.scale_only().inverse()) if i != index else None
+            if isinstance(fitted, Refusal):
+                return fitted
+            if fitted is not None:
+                others[i] = fitted
+        sign = -1.0 if op.op_type == "Sub" and index == 1 else 1.0
+        return {0: ChannelAffine(lifted.axis, lifted.scale, sign * lifted.shift)}, others
+
     def aside(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing:
         """``(a + t) ± c = a ± (c ± t)``."""
         constant, lifted = self._other_constant(op, index), self._lifted(op, index, affine)

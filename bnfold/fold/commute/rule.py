@@ -56,6 +56,14 @@ class Rule:
         """The affines on the outputs that replace ``affine`` on input ``index``."""
         return Refusal(Reason.UNSUPPORTED_OP, f"no rule moves an affine forward through {op.op_type}")
 
+    def balanced(self, op: OpView, index: int, affine: ChannelAffine) -> tuple[Crossing, Crossing] | Refusal:
+        """The affines on the outputs that replace ``affine`` on input ``index``, if other inputs are divided by it.
+
+        Returns:
+            The affines on the outputs, and those on the other inputs, scales alone.
+        """
+        return Refusal(Reason.UNSUPPORTED_OP, f"no rule moves an affine forward through {op.op_type}")
+
     def aside(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing:
         """The affine on one constant input that replaces ``affine`` on input ``index``; none where none can."""
         return {}

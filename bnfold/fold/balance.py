@@ -1,0 +1,149 @@
+"""Fold a site forward past sums, whose other summands are divided by its scale to keep the balance.
+
+A batch norm behind an activation, and before the sum of a residual block, can go neither way by itself. But::
+
+    (s·x + t) + o = s·(x + o/s) + t
+
+so what reads the sum takes ``s`` and ``t``, what yields ``o`` takes ``1/s``, and whatever else reads ``o`` takes ``s``
+back; and so on, until all of it has ended in ops that absorb it, or one refuses and nothing is done.
+
+No precision is lost to it: floating-point numbers are as precise at one scale as at another, and a shift, which would
+cancel, is never taken back. What could be lost is range: of values that the model never had, ``o/s``. So the scales are
+limited, and half precision, whose range is narrow, is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from bnfold.affine import ChannelAffine
+from bnfold.fold.commute import RULES
+from bnfold.fold.plan import Planner, readers_to_change, view_of
+from bnfold.fold.report import Reason, Refusal
+from bnfold.fold.search import TOO_FAR, Plan, Search
+from bnfold.fold.sites import Site
+from bnfold.graph import ModelGraph, in_default_domain, label, readers
+
+#: Types whose range leaves room for values that are larger or smaller than the model's own.
+_WIDE = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})
+
+#: The largest scale, and the inverse of the smallest, by which a value is divided.
+_LARGEST = 2.0**16
+
+
+@dataclass(frozen=True, eq=False)
+class _Ahead:
+    """The readers of a value are to take an affine, all but the one that asked for it."""
+
+    value: ir.Value
+    affine: ChannelAffine
+    asked_by: ir.Node | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Behind:
+    """A value is to carry a scale of what it carried, because one of its readers asks for it."""
+
+    value: ir.Value
+    scale: ChannelAffine
+    asked_by: ir.Node
+
+
+_Step = _Ahead | _Behind
+
+
+def balanced(planner: Planner, site: Site) -> Plan | Refusal:
+    """Move a site into the ops that consume its output, and its inverse scale into the other summands on the way."""
+    refusal = _why_not(site, planner.graph)
+    if refusal:
+        return refusal
+    search = Search(site)
+    work: list[_Step] = [_Ahead(site.output, site.affine, None)]
+    while work:
+        if len(search.path) > planner.reach:
+            return TOO_FAR
+        step = work.pop()
+        more = _go_ahead(planner, search, step) if isinstance(step, _Ahead) else _go_back(planner, search, step)
+        if isinstance(more, Refusal):
+            return more
+        work += more
+    return search.forward_plan()
+
+
+def _why_not(site: Site, graph: ModelGraph) -> Refusal | None:
+    """Why values must not be divided by the scale of a site; a shift alone is not worth the search."""
+    if not site.affine.has_scale:
+        return Refusal(Reason.UNSUPPORTED_OP, "a shift goes past a sum only as a whole")
+    if graph.shapes.dtype(site.output) not in _WIDE:
+        return Refusal(Reason.OVERFLOW, "values divided by its scale might overflow their type")
+    size = np.abs(site.affine.scale)
+    if np.any(size > _LARGEST) or np.any(size < 1 / _LARGEST):
+        return Refusal(Reason.OVERFLOW, "values divided by its scale might become too large or too small")
+    return None
+
+
+def _go_ahead(planner: Planner, search: Search, step: _Ahead) -> Sequence[_Step] | Refusal:
+    """Let the readers of a value absorb an affine or pass it on."""
+    if step.affine.is_identity:
+        return ()
+    uses = readers_to_change(step.value, search.site)
+    if isinstance(uses, Refusal):
+        return uses
+    more: list[_Step] = []
+    for consumer, index in uses:
+        if consumer is step.asked_by:
+            continue
+        beyond = planner.enter(search, consumer, index, step.value, step.affine)
+        if isinstance(beyond, Refusal):
+            past = _past_sum(planner, search, consumer, index, step.affine)
+            if isinstance(past, Refusal):
+                return beyond
+            more += past
+        else:
+            more += (_Ahead(value, affine, None) for value, affine in beyond)
+    return more
+
+
+def _past_sum(
+    planner: Planner, search: Search, node: ir.Node, index: int, affine: ChannelAffine
+) -> Sequence[_Step] | Refusal:
+    """Let a sum pass an affine on, its other summands divided by the scale."""
+    if search.met(node) or not in_default_domain(node) or node.op_type not in RULES:
+        return Refusal(Reason.CONSUMER_NOT_LINEAR, f"{label(node)} is no sum")
+    if node.graph is not search.site.nodes[0].graph:
+        return Refusal(Reason.OTHER_SCOPE, f"{label(node)} belongs to another scope of the model")
+    view = view_of(node, planner.graph, planner.pending)
+    crossing = RULES[node.op_type].balanced(view, index, affine)
+    if isinstance(crossing, Refusal):
+        return crossing
+    outputs, others = crossing
+    behind = planner.give_to_inputs(search, node, view, others)
+    if isinstance(behind, Refusal):
+        return behind
+    search.path[node] = None
+    return [
+        *(_Ahead(node.outputs[i], after, None) for i, after in outputs.items()),
+        *(_Behind(value, scale, node) for value, scale in behind),
+    ]
+
+
+def _go_back(planner: Planner, search: Search, step: _Behind) -> Sequence[_Step] | Refusal:
+    """Let the producer of a value absorb a scale or pass it on, and let the value's other readers take it back."""
+    if step.scale.is_identity:
+        return ()
+    producer = planner.producer_to_change(step.value, search.site)
+    if isinstance(producer, Refusal):
+        return producer
+    if [node for node, _ in readers(step.value)].count(step.asked_by) != 1:
+        return Refusal(Reason.OTHER_CONSUMER, f"{label(step.asked_by)} reads {step.value.name} more than once")
+    beyond = planner.leave(search, step.value, producer, step.scale)
+    if isinstance(beyond, Refusal):
+        return beyond
+    return [
+        _Ahead(step.value, step.scale.inverse(), step.asked_by),
+        *(_Behind(value, scale, producer) for value, scale in beyond),
+    ]
