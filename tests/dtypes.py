@@ -37,6 +37,8 @@ def with_dtype(model: ir.Model, dtype: ir.DataType, change: Callable[[Array], Ar
     for node in nodes:
         if node.op_type == "Constant":
             node.attributes.add(ir.AttrTensor("value", converted(node.attributes["value"].as_tensor())))
+        if node.op_type == "Cast" and node.attributes["to"].as_int() in _FLOATS:
+            node.attributes.add(ir.AttrInt64("to", dtype.value))
     return copy
 
 

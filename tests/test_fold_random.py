@@ -60,6 +60,7 @@ def test_narrower_types_lose_no_more_than_the_rounding_of_each_constant(recipe: 
     assume(any(record.fate != "kept" for record in report.records))
     feeds = feeds_of(model)
     wanted, got = Oracle(model).run(feeds), Oracle(after).run(feeds)
+    assume(all(np.isfinite(array).all() for array in wanted.values()))  # a quotient may overflow
     moves = rounding_moves(after, dtype, feeds)
     for name, expected in wanted.items():
         if expected.dtype.kind == "f":
