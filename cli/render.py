@@ -61,6 +61,11 @@ class Output:
         if not self.quiet:
             _print_sentence(self._console(stderr=self.as_json), sentence, style)
 
+    def remark(self, sentence: str) -> None:
+        """Print on stderr how long work goes, above the progress bar if there is one."""
+        if not self.quiet:
+            _print_sentence(self._console(stderr=True), sentence, "")
+
     def warn(self, message: str) -> None:
         """Print a warning on stderr."""
         if not self.quiet:
@@ -84,7 +89,7 @@ class Output:
 
             yield silent
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
         bars = RichProgress(
@@ -92,6 +97,8 @@ class Output:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TextColumn("[dim]left"),
+            TimeRemainingColumn(),
             console=self._console(stderr=True),
             transient=True,
         )

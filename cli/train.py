@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +26,15 @@ if TYPE_CHECKING:
 @click.option("--image-size", type=int, metavar="PIXELS", help="Resize the images of an imagefolder to this side.")
 @click.option("--epochs", type=int, help="Passes over the training images.  [15]")
 @click.option("--batch-size", type=int, help="Images of one step, over all workers.  [64]")
+@click.option("--accumulate", type=int, metavar="PARTS", help="Take a worker's share of a step in parts.  [1]")
 @click.option("--optimizer", metavar="sgd|adamw", help="Optimizer.  [sgd, with Nesterov momentum]")
 @click.option("--lr", type=float, help="Highest learning rate.  [0.1 for sgd, 0.002 for adamw]")
 @click.option("--momentum", type=float, help="Momentum of sgd.  [0.9]")
 @click.option("--weight-decay", type=float, help="Not on biases and norms.  [5e-4 for sgd, 0.05 for adamw]")
 @click.option("--warmup-epochs", type=float, help="Epochs in which the learning rate rises.  [1]")
 @click.option("--label-smoothing", type=float, help="Share of the target spread over all classes.  [0.1]")
+@click.option("--ema", type=float, metavar="DECAY", help="Average the weights, such as 0.999.  [0, which is off]")
+@click.option("--precision", metavar="float32|bfloat16", help="bfloat16 is mixed precision.  [float32]")
 @click.option("--shift", type=int, metavar="PIXELS", help="Largest random shift.  [an eighth of the side]")
 @click.option("--flip/--no-flip", default=None, help="Mirror images at random.  [where the data allows it]")
 @click.option("--seed", type=int, help="Of weights, order, augmentation and dropout.  [0]")
@@ -60,13 +63,26 @@ def command(out: Output, recipe: Path | None, **given: Any) -> None:
     options = _options(recipe, given)
     try:
         with out.progress() as progress:
-            result = train(options, progress)
+            result = train(options, progress, _epoch_line(out, options.epochs))
     except KeyboardInterrupt:
         if (Path(options.output) / "checkpoint.safetensors").exists():
             out.warn(f"stopped after a checkpoint; go on with: bnfold train --resume -o {options.output}")
         raise
     _show(out, result)
     out.document(result.to_json())
+
+
+def _epoch_line(out: Output, epochs: int) -> Callable[[Mapping[str, Any]], None]:
+    """Tell of each epoch as it ends, on stderr: stdout is for what the run came to."""
+    width = len(str(epochs))
+
+    def tell(row: Mapping[str, Any]) -> None:
+        out.remark(
+            f"epoch {row['epoch']:{width}}/{epochs}   lr {row['lr']:.4f}   loss {row['train_loss']:.4f}   "
+            f"test loss {row['test_loss']:.4f}   test accuracy {row['test_accuracy']:7.2%}   {row['seconds']:.1f} s"
+        )
+
+    return tell
 
 
 def _options(recipe: Path | None, given: Mapping[str, Any]) -> TrainOptions:

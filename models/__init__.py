@@ -4,8 +4,8 @@ Importing this package imports no network and no torch: a network's module is im
 To add a network, write ``models/NAME.py`` and add one line to :data:`NETWORKS`.
 
 A name is one of :data:`NETWORKS`; or a published size of one (:mod:`bnfold.models.published`); or
-``torchvision:NAME`` or ``timm:NAME``, where that package is installed; or ``package.module:factory``, where ``factory`` is any callable that returns an ``nn.Module``
-(the current folder is searched too).
+``torchvision:NAME`` or ``timm:NAME``, where that package is installed; or ``package.module:factory``, where ``factory``
+is any callable that returns an ``nn.Module`` (the current folder is searched too).
 """
 
 from __future__ import annotations

@@ -22,15 +22,13 @@ class Published(NamedTuple):
     arguments: Mapping[str, Any]
 
 
-def _published(network: str, **arguments: Any) -> Published:
-    fitting: dict[str, Any] = {"in_channels": INPUT_SHAPE[0], "num_classes": CLASSES}
-    if network in _SIZED:
-        fitting: dict[str, Any] = {"input_shape": INPUT_SHAPE, "num_classes": CLASSES}
-    return Published(network, MappingProxyType(fitting | arguments))
-
-
 #: The networks of which weights depend on the height and width of the image.
 _SIZED = frozenset(("deit", "resmlp"))
+
+
+def _published(network: str, **arguments: Any) -> Published:
+    image: dict[str, Any] = {"input_shape": INPUT_SHAPE} if network in _SIZED else {"in_channels": INPUT_SHAPE[0]}
+    return Published(network, MappingProxyType({**image, "num_classes": CLASSES, **arguments}))
 
 
 _RESNET = {"widths": (64, 128, 256, 512), "large_stem": True}

@@ -33,9 +33,10 @@ def test_the_command_line_goes_before_the_recipe(capsys: pytest.CaptureFixture[s
 
 def test_people_read_a_sentence_and_with_verbose_a_row_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "r.toml", "-o", "run", "-v"]) == 0
-    text = capsys.readouterr().out
-    assert "held-out test images right" in text
-    assert "training loss" in text
+    captured = capsys.readouterr()
+    assert "held-out test images right" in captured.out
+    assert "training loss" in captured.out
+    assert [line.split("   ")[0] for line in captured.err.splitlines()] == ["epoch 1/2", "epoch 2/2"]
 
 
 def test_a_run_is_resumed_from_its_folder_alone(capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,6 +60,10 @@ def test_a_run_is_resumed_from_its_folder_alone(capsys: pytest.CaptureFixture[st
         (["train", "-o", "d.npz"], 3, "is a file"),
         (["train", "none.toml", "-o", "run"], 3, "none.toml does not exist"),
         (["train", "r.toml", "-o", "run", "--epochs", "0"], 2, "epochs is 0"),
+        (["train", "r.toml", "-o", "run", "--batch-size", "1"], 2, "one image has no batch statistics"),
+        (["train", "r.toml", "-o", "run", "--accumulate", "5"], 3, "a multiple of 5"),
+        (["train", "r.toml", "-o", "run", "--precision", "half"], 2, "one of float32, bfloat16"),
+        (["train", "r.toml", "-o", "run", "--ema", "1.5"], 2, "ema is 1.5"),
     ],
 )
 def test_wrong_usage_and_bad_input_are_one_sentence(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from bnfold.training import TrainOptions
 
 
 def write_npz(path: Path, *, count: int = 60, classes: int = 3, side: int = 6, seed: int = 0) -> Path:
@@ -16,6 +20,25 @@ def write_npz(path: Path, *, count: int = 60, classes: int = 3, side: int = 6, s
     images = random.integers(0, 100, (count, side, side)) + labels[:, None, None] * 50
     np.savez(path, x=images.astype(np.uint8), y=labels)
     return path
+
+
+def quick_options(folder: Path, **changes: Any) -> TrainOptions:
+    """A run of a second: 48 images of 6×6, a network with dropout, three epochs of six steps."""
+    archive = folder / "data.npz"
+    if not archive.exists():
+        write_npz(archive)
+    options = TrainOptions(
+        output=folder / "run",
+        model="mlp",
+        model_args={"widths": [8], "dropout": 0.2},
+        data=f"npz:{archive}",
+        epochs=3,
+        batch_size=8,
+        flip=True,
+        device="cpu",
+        threads=1,
+    )
+    return replace(options, **changes)
 
 
 class TwoHeads(nn.Module):

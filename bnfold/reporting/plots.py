@@ -56,19 +56,36 @@ def _svg(figure: Figure) -> str:
 
 def training_curve(history: Sequence[Mapping[str, Any]]) -> str:
     """Loss of both splits, and accuracy on the test split, by epoch."""
+    return _svg(_training_figure(history, _figure(8.4, 2.9)))
+
+
+def training_curve_png(history: Sequence[Mapping[str, Any]]) -> bytes:
+    """The same as a picture that stands alone."""
+    figure = _figure(9.6, 3.4)
+    _training_figure(history, figure)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    return stream.getvalue()
+
+
+def _training_figure(history: Sequence[Mapping[str, Any]], figure: Figure) -> Figure:
     epochs = [row["epoch"] for row in history]
-    figure = _figure(8.4, 2.9)
+    marker = "o" if len(epochs) <= 40 else None  # a single epoch has no line
     loss = _axes(figure, 1, 2, 1)
-    loss.plot(epochs, [row["train_loss"] for row in history], color=COLOURS[0], label="training")
-    loss.plot(epochs, [row["test_loss"] for row in history], color=COLOURS[1], label="test")
+    for key, label, colour in (("train_loss", "training objective", COLOURS[0]), ("test_loss", "test", COLOURS[1])):
+        loss.plot(epochs, [row[key] for row in history], color=colour, marker=marker, markersize=3, label=label)
     loss.set(xlabel="epoch", ylabel="cross-entropy")
     loss.legend(frameon=False, fontsize=9)
     accuracy = _axes(figure, 1, 2, 2)
-    accuracy.plot(epochs, [100 * row["test_accuracy"] for row in history], color=COLOURS[1], marker="o", markersize=3)
+    accuracy.plot(
+        epochs, [100 * row["test_accuracy"] for row in history], color=COLOURS[1], marker=marker, markersize=3
+    )
     accuracy.set(xlabel="epoch", ylabel="test accuracy (%)")
-    best = 100 * history[-1]["test_accuracy"]
-    accuracy.annotate(f"{best:.2f} %", (epochs[-1], best), textcoords="offset points", xytext=(-6, -16), ha="right")
-    return _svg(figure)
+    for axes in (loss, accuracy):
+        axes.xaxis.set_major_locator(require("matplotlib.ticker", "plot").MaxNLocator(integer=True))
+    last = 100 * history[-1]["test_accuracy"]
+    accuracy.annotate(f"{last:.2f} %", (epochs[-1], last), textcoords="offset points", xytext=(-6, -16), ha="right")
+    return figure
 
 
 def op_counts(before: Mapping[str, int], after: Mapping[str, int]) -> str:

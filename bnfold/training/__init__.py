@@ -5,6 +5,9 @@ Importing this package imports no torch; :func:`train` does when it is called.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from bnfold.extras import require
 from bnfold.progress import Progress, silent
 from bnfold.training.dataset import DataSet, Normalization, Split, top1_accuracy
@@ -27,7 +30,13 @@ __all__ = [
 ]
 
 
-def train(options: TrainOptions, progress: Progress = silent) -> TrainResult:
+def nobody(_row: Mapping[str, Any]) -> None:
+    """Tell nobody of an epoch."""
+
+
+def train(
+    options: TrainOptions, progress: Progress = silent, on_epoch: Callable[[Mapping[str, Any]], None] = nobody
+) -> TrainResult:
     """Train a network and leave the run in ``options.output``.
 
     The weights depend on the options, the data and the machine's arithmetic alone: a run that was
@@ -38,20 +47,22 @@ def train(options: TrainOptions, progress: Progress = silent) -> TrainResult:
     Args:
         options: see :class:`TrainOptions`.
         progress: called as the run goes on.
+        on_epoch: called after each epoch with its figures, a row of :attr:`TrainResult.history`.
 
     Raises:
         InputError: an option, the network or the data does not fit, or the loss is no longer finite.
         DataError: the data set is missing or not laid out as said.
         CheckpointError: the run to resume is missing, damaged, or was begun otherwise.
-        OutputError: the folder holds a run already, or cannot be written.
-        SetupError: torch is not installed, or the device cannot be used.
+        OutputError: the folder holds a run already, another process trains there, or it cannot be written.
+        SetupError: torch is not installed, or the device cannot be used or has not enough memory.
+        WorkerError: another worker of ``torchrun`` is gone.
         KeyboardInterrupt: after a signal, once the checkpoint is written.
     """
     require("torch", "train")
     require("safetensors", "train")
     from bnfold.training.trainer import run_training
 
-    return run_training(options, progress)
+    return run_training(options, progress, on_epoch)
 
 
 def resume_options(output: str) -> TrainOptions:

@@ -1,7 +1,8 @@
 """Weights and training state in safetensors files, which can hold numbers and nothing that runs.
 
-A checkpoint is one file: tensors under ``model.`` and ``optimizer.``, and the place in the run as JSON in the
-header. One file is replaced by one rename, so weights, optimizer and place always belong together.
+A checkpoint is one file: tensors under ``model.``, ``optimizer.`` and, where the run averages its weights,
+``average.``, and the place in the run as JSON in the header. One file is replaced by one rename, so weights, optimizer
+and place always belong together.
 """
 
 from __future__ import annotations
@@ -22,8 +23,14 @@ from torch import Tensor, nn
 from bnfold.errors import CheckpointError
 from bnfold.files import StrPath, write_bytes
 
-_MODEL, _OPTIMIZER = "model.", "optimizer."
+_MODEL, _OPTIMIZER, _AVERAGE = "model.", "optimizer.", "average."
 _HEADER = "bnfold"
+
+#: What each optimizer remembers of a parameter.
+_OPTIMIZER_STATE: Mapping[type[torch.optim.Optimizer], frozenset[str]] = {
+    torch.optim.SGD: frozenset(("momentum_buffer",)),
+    torch.optim.AdamW: frozenset(("step", "exp_avg", "exp_avg_sq")),
+}
 
 #: Keys under which others' training programs keep the weights inside a larger dictionary.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -45,6 +52,19 @@ class Place:
     loss_sum: float
     history: tuple[Mapping[str, Any], ...]
 
+    def check(self, epochs: int, steps: int, source: StrPath) -> None:
+        """A place must lie in a run of so many epochs, each of so many steps.
+
+        Raises:
+            CheckpointError: it does not.
+        """
+        inside = 0 <= self.epoch <= epochs and 0 <= self.step <= steps and (self.epoch < epochs or self.step == 0)
+        if not inside or [row.get("epoch") for row in self.history] != list(range(1, self.epoch + 1)):
+            raise CheckpointError(
+                f"{source} is damaged: step {self.step} after epoch {self.epoch}, with figures of {len(self.history)} "
+                f"epochs, is no place in a run of {epochs} epochs of {steps} steps"
+            )
+
 
 def save_weights(path: Path, model: nn.Module, header: Mapping[str, Any]) -> None:
     """Write a network's state, with ``header`` as JSON in the file's own header.
@@ -55,8 +75,10 @@ def save_weights(path: Path, model: nn.Module, header: Mapping[str, Any]) -> Non
     write_bytes(path, save(_portable(model.state_dict()), {_HEADER: json.dumps(header)}))
 
 
-def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, place: Place) -> None:
-    """Write network, optimizer and place in the run as one file.
+def save_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, place: Place, average: nn.Module | None = None
+) -> None:
+    """Write network, optimizer, averaged network and place in the run as one file.
 
     Raises:
         OutputError: the file cannot be written.
@@ -67,12 +89,16 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         for key, value in state.items():
             if isinstance(value, Tensor):
                 tensors[f"{_OPTIMIZER}{names[number]}.{key}"] = value
+    if average is not None:
+        tensors |= {_AVERAGE + key: value for key, value in average.state_dict().items()}
     header = json.dumps(asdict(place), allow_nan=False)
     write_bytes(path, save(_portable(tensors), {_HEADER: header}))
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Place:
-    """Restore network and optimizer from a checkpoint, and return the place in the run.
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None
+) -> Place:
+    """Restore network, optimizer and averaged network from a checkpoint, and return the place in the run.
 
     Raises:
         CheckpointError: the file is missing or damaged, or belongs to another architecture.
@@ -80,12 +106,15 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     tensors, metadata = read_safetensors(path)
     try:
         header = json.loads(metadata[_HEADER])
-        place = Place(int(header["epoch"]), int(header["step"]), float(header["loss_sum"]), tuple(header["history"]))
+        history = tuple(dict(row) for row in header["history"])
+        place = Place(int(header["epoch"]), int(header["step"]), float(header["loss_sum"]), history)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is not a checkpoint of a run: its header does not say how far the run came"
         ) from error
     apply_weights(model, _with_prefix(tensors, _MODEL), path)
+    if average is not None:
+        apply_weights(average, _with_prefix(tensors, _AVERAGE), path)
     _restore_optimizer(optimizer, _parameter_names(model, optimizer), _with_prefix(tensors, _OPTIMIZER), path)
     return place
 
@@ -216,12 +245,22 @@ def _restore_optimizer(
     optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor], path: Path
 ) -> None:
     number = {name: index for index, name in enumerate(names)}
+    shapes = {
+        name: parameter.shape
+        for name, parameter in zip(names, (p for group in optimizer.param_groups for p in group["params"]), strict=True)
+    }
+    expected = _OPTIMIZER_STATE[type(optimizer)]
     state: dict[int, dict[str, Tensor]] = {}
     for full_key, value in tensors.items():
         name, _, key = full_key.rpartition(".")
         if name not in number:
             raise CheckpointError(f"{path} has optimizer state for {name}, which the network does not have")
+        if key not in expected or (value.ndim > 0 and value.shape != shapes[name]):
+            raise CheckpointError(f"{path} is damaged: {key} of {name} is no state of {type(optimizer).__name__}")
         state.setdefault(number[name], {})[key] = value
+    for index, entries in state.items():
+        if entries.keys() != expected:
+            raise CheckpointError(f"{path} is damaged: it has only a part of the optimizer's state for {names[index]}")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import distributed as dist
 
-from bnfold.errors import InputError, SetupError
+from bnfold.errors import InputError, SetupError, WorkerError
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,21 @@ class Team:
         return self.rank == 0
 
     def sums(self, *values: float) -> list[float]:
-        """Each value summed over the workers; all workers get the same answer."""
+        """Each value summed over the workers; all workers get the same answer.
+
+        Raises:
+            WorkerError: another worker is gone.
+        """
         if self.size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
+        try:
+            dist.all_reduce(tensor)
+        except RuntimeError as error:
+            message = " ".join(str(error).split())[:200]
+            raise WorkerError(
+                f"another worker of this run failed or was killed; go on from the last checkpoint (--resume): {message}"
+            ) from error
         return [float(value) for value in tensor]
 
     def wait(self) -> None:

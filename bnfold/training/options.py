@@ -16,6 +16,7 @@ from bnfold.files import StrPath
 OPTIMIZER_DEFAULTS: Mapping[str, tuple[float, float]] = {"sgd": (0.1, 5e-4), "adamw": (2e-3, 0.05)}
 
 DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,9 @@ class TrainOptions:
         data: the data set, as :func:`bnfold.training.data.load_data` takes it.
         image_size: side of the images of an image folder, in pixels.
         epochs: passes over the training images.
-        batch_size: images of one step, over all workers together.
+        batch_size: images of one step, over all workers and all parts together.
+        accumulate: parts into which a worker takes its share of a step, one after the other, to save memory; their
+            gradients add up to that of the whole, but each batch norm normalizes with one part's statistics.
         optimizer: ``sgd`` (with Nesterov momentum) or ``adamw``.
         lr: the highest learning rate; by default 0.1 for ``sgd`` and 0.002 for ``adamw``.
         momentum: of ``sgd``.
@@ -37,6 +40,10 @@ class TrainOptions:
             0.05 for ``adamw``.
         warmup_epochs: epochs in which the learning rate rises from 0; it then falls along a cosine to 0.
         label_smoothing: share of the target that is spread over all classes.
+        ema: decay of an exponential moving average of the weights, which then is what the run gives, its batch norms
+            estimated anew on the training images; 0 is off, 0.999 usual.
+        precision: ``float32``, or ``bfloat16`` for mixed precision: convolutions and products in bfloat16; weights,
+            batch norms' arithmetic and statistics, and the loss in float32.
         shift: pixels by which an image is shifted at most, at random; by default an eighth of its side, 0
             is off.
         flip: whether images are mirrored at random; by default so where the data allows it.
@@ -58,12 +65,15 @@ class TrainOptions:
     image_size: int | None = None
     epochs: int = 15
     batch_size: int = 64
+    accumulate: int = 1
     optimizer: str = "sgd"
     lr: float | None = None
     momentum: float = 0.9
     weight_decay: float | None = None
     warmup_epochs: float = 1.0
     label_smoothing: float = 0.1
+    ema: float = 0.0
+    precision: str = "float32"
     shift: int | None = None
     flip: bool | None = None
     seed: int = 0
@@ -133,7 +143,6 @@ def _one_of(*choices: str) -> _Rule:
 
 _TEXT = _Rule(lambda value: isinstance(value, str) and bool(value), "a name")
 _SHARE = _Rule(lambda value: _is_number(value) and 0 <= value < 1, "a number from 0 to below 1")
-_POSITIVE = _Rule(lambda value: _is_number(value) and 0 < value < float("inf"), "a number above 0")
 _NOT_NEGATIVE = _Rule(lambda value: _is_number(value) and 0 <= value < float("inf"), "a number, at least 0")
 _YES_NO = _Rule(lambda value: isinstance(value, bool), "true or false")
 
@@ -146,13 +155,19 @@ _RULES: Mapping[str, _Rule] = {
     "data": _TEXT,
     "image_size": _optional(_at_least(1)),
     "epochs": _at_least(1),
-    "batch_size": _at_least(2),
+    "batch_size": _Rule(
+        lambda value: _is_int(value) and value >= 2, "a whole number, at least 2: one image has no batch statistics"
+    ),
+    "accumulate": _at_least(1),
     "optimizer": _one_of(*OPTIMIZER_DEFAULTS),
-    "lr": _optional(_POSITIVE),
+    # Above that, a step does not fit into float32.
+    "lr": _optional(_Rule(lambda value: _is_number(value) and 0 < value <= 1e38, "a number above 0, at most 1e38")),
     "momentum": _Rule(lambda value: _is_number(value) and 0 < value < 1, "a number between 0 and 1"),
     "weight_decay": _optional(_NOT_NEGATIVE),
     "warmup_epochs": _NOT_NEGATIVE,
     "label_smoothing": _SHARE,
+    "ema": _SHARE,
+    "precision": _one_of(*PRECISIONS),
     "shift": _optional(_at_least(0)),
     "flip": _optional(_YES_NO),
     "seed": _at_least(0),

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bnfold.errors import CheckpointError, InputError, OutputError
+from bnfold.errors import CheckpointError, DataError, InputError, OutputError
 from bnfold.models import build, fitting_arguments
+from bnfold.training.averaging import WeightAverage
 from bnfold.training.data import resolved_spec
 from bnfold.training.dataset import DataSet
 from bnfold.training.distributed import Team
@@ -23,6 +24,7 @@ from bnfold.training.evaluation import first_output
 from bnfold.training.options import TrainOptions
 from bnfold.training.run import RUN_FILE, Run, read_run
 from bnfold.training.schedule import initial_seed
+from bnfold.training.synchronization import shared_network
 
 #: Options that may differ when a run is resumed. Another device or thread count rounds otherwise, so only
 #: with the same ones are the bits the same too.
@@ -41,11 +43,23 @@ class Training:
     data: DataSet
     team: Team
     model: nn.Module
+    average: WeightAverage | None
+    network: nn.Module  # the model as its workers run it together
     optimizer: torch.optim.Optimizer
     batch_size: int
     steps: int  # in one epoch
     shift: int
     flip: bool
+
+    @property
+    def average_network(self) -> nn.Module | None:
+        """The network with averaged weights, in the worker that writes and where there is one."""
+        return None if self.average is None else self.average.network
+
+    @property
+    def result_network(self) -> nn.Module:
+        """The network that the run gives in the end."""
+        return self.model if self.average is None else self.average.network
 
 
 def previous_run(folder: Path, options: TrainOptions) -> Run | None:
@@ -71,8 +85,11 @@ def build_network(options: TrainOptions, data: DataSet) -> tuple[Run, nn.Module]
 
     Raises:
         InputError: the network cannot be built, or does not fit the data.
+        DataError: the data has one class alone.
     """
     classes = len(data.classes)
+    if classes < 2:
+        raise DataError(f"{data.spec} has one class, {data.classes[0]!r}; there is nothing to tell apart")
     arguments = fitting_arguments(options.model, data.input_shape, classes) | dict(options.model_args)
     torch.manual_seed(initial_seed(options.seed))
     model = build(options.model, **arguments)
@@ -156,21 +173,27 @@ def prepare(options: TrainOptions, data: DataSet, team: Team, model: nn.Module) 
     """The network on its device, with an optimizer, and the sizes that the loop needs.
 
     Raises:
-        InputError: the workers cannot share a batch evenly.
+        InputError: the workers cannot share a batch evenly, or a part of it would be less than two images.
     """
-    batch_size = min(options.batch_size, len(data.train) // team.size * team.size)
-    if batch_size % team.size or batch_size < 2 * team.size:
+    parts = team.size * options.accumulate
+    batch_size = min(options.batch_size, len(data.train) // parts * parts)
+    if batch_size % parts or batch_size < 2 * parts:
+        workers = f" of each of {team.size} workers" if team.size > 1 else ""
         raise InputError(
-            f"a batch of {batch_size} does not give each of {team.size} worker(s) the same number of images, "
-            f"at least 2; choose a batch size that is a multiple of {team.size}, or get more data"
+            f"a batch of {batch_size} does not give each of {options.accumulate} part(s){workers} the same number of "
+            f"images, at least 2, which batch norm needs; choose a batch size that is a multiple of {parts}, or get "
+            "more data"
         )
     model.to(team.device)
+    average = WeightAverage(model, options.ema) if options.ema and team.leads else None
     shorter_side = min(data.input_shape[1:])
     return Training(
         options=options,
         data=data,
         team=team,
         model=model,
+        average=average,
+        network=shared_network(model, team),
         optimizer=_optimizer(model, options),
         batch_size=batch_size,
         # The last images of an epoch that do not fill a batch wait for another epoch, which has another

@@ -4,8 +4,10 @@
 
     RUN/
       run.json                 what was trained on what, with which options; the result once it is there
-      checkpoint.safetensors   weights, optimizer and place in the run: one file, so it is never half of two
-      states weights.safetensors      the trained weights metrics.jsonl            one line an epoch
+      checkpoint.safetensors   weights, optimizer and place in the run: one file, so it is never half of two states
+      weights.safetensors      the trained weights
+      metrics.jsonl            one line an epoch
+      curves.png               loss, accuracy and learning rate by epoch, where matplotlib is installed
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ RUN_FILE = "run.json"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 WEIGHTS_FILE = "weights.safetensors"
 METRICS_FILE = "metrics.jsonl"
+CURVES_FILE = "curves.png"
 
 _FORMAT = 1
 

@@ -9,40 +9,44 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
-from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
-from bnfold.errors import InputError
-from bnfold.files import make_output_folder, write_text
+from bnfold.files import make_output_folder, write_bytes, write_text
 from bnfold.progress import Progress, silent
+from bnfold.training import nobody
 from bnfold.training.checkpoint import Place, load_checkpoint, save_checkpoint, save_weights
 from bnfold.training.data import load_data
 from bnfold.training.distributed import joined_team
-from bnfold.training.evaluation import evaluate, first_output
+from bnfold.training.divergence import not_finite_state
+from bnfold.training.evaluation import evaluate
+from bnfold.training.folder import claimed_folder, clear_folder
 from bnfold.training.interruption import StopRequest, deferred_signals
 from bnfold.training.options import TrainOptions
 from bnfold.training.preparation import Training, build_network, check_same_run, prepare, previous_run, set_threads
 from bnfold.training.result import TrainResult
-from bnfold.training.run import CHECKPOINT_FILE, METRICS_FILE, WEIGHTS_FILE, Run, write_run
-from bnfold.training.schedule import augmented, learning_rate, network_seed, sample_order
+from bnfold.training.run import CHECKPOINT_FILE, CURVES_FILE, METRICS_FILE, WEIGHTS_FILE, Run, write_run
+from bnfold.training.schedule import learning_rate, sample_order
+from bnfold.training.step import diverged, take_step
+
+EpochListener = Callable[[Mapping[str, Any]], None]
 
 
-def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
+def run_training(options: TrainOptions, progress: Progress, on_epoch: EpochListener) -> TrainResult:
     """See :func:`bnfold.training.train`."""
     folder = Path(options.output)
     previous = previous_run(folder, options)
-    with joined_team(options.device) as team, _torch_settings(team.device):
+    with ExitStack() as stack:
+        team = stack.enter_context(joined_team(options.device))
+        stack.enter_context(_torch_settings(team.device))
         if not team.leads:
-            progress = silent
+            progress, on_epoch = silent, nobody
         data = load_data(options.data, image_size=options.image_size)
         run, model = build_network(options, data)
         set_threads(options, model, data)
@@ -50,49 +54,50 @@ def run_training(options: TrainOptions, progress: Progress) -> TrainResult:
             check_same_run(folder, previous, run)
         training = prepare(options, data, team, model)
         if team.leads:
-            make_output_folder(folder)
+            stack.enter_context(claimed_folder(make_output_folder(folder)))
         place = Place(0, 0, 0.0, ())
         if previous is not None:
-            place = load_checkpoint(folder / CHECKPOINT_FILE, model, training.optimizer)
+            place = load_checkpoint(folder / CHECKPOINT_FILE, model, training.optimizer, training.average_network)
+            place.check(options.epochs, training.steps, folder / CHECKPOINT_FILE)
         elif team.leads:
             _start_folder(folder, run, training, place)
+        team.wait()  # until the folder is as it should be: another worker would go on alone otherwise
         resumed_at = None if previous is None else place.epoch
         with deferred_signals() as stop:
-            place = _train(training, folder, place, stop, progress)
+            place = _train(training, folder, place, stop, progress, on_epoch)
         result = _result(training, folder, place, resumed_at)
         if team.leads:
-            header = {"model": run.model, "model_args": dict(run.model_args)}
-            save_weights(folder / WEIGHTS_FILE, model, header)
-            finished = {
-                "epochs": result.epochs,
-                "test_accuracy": result.test_accuracy,
-                "test_loss": result.test_loss,
-            }
-            write_run(folder, replace(run, result=finished))
+            _finish_folder(folder, run, training, result)
         team.wait()
     return result
 
 
-def _train(training: Training, folder: Path, place: Place, stop: StopRequest, progress: Progress) -> Place:
+def _train(
+    training: Training,
+    folder: Path,
+    place: Place,
+    stop: StopRequest,
+    progress: Progress,
+    on_epoch: EpochListener,
+) -> Place:
     """All epochs from ``place`` on, a checkpoint after each."""
     options = training.options
-    network = _network(training)
     total = options.epochs * training.steps
     if training.team.leads:
         _write_metrics(folder, place)
     while place.epoch < options.epochs:
         began = time.perf_counter()
         order = sample_order(options.seed, place.epoch, len(training.data.train))
-        network.train()
+        training.network.train()
         for step in range(place.step, training.steps):
             _set_learning_rate(training, place.epoch * training.steps + step)
-            loss = _step(training, network, place, step, order)
+            loss = take_step(training, place.epoch, step, order)
             place = replace(place, step=step + 1, loss_sum=place.loss_sum + loss)
             progress("training", place.epoch * training.steps + step + 1, total)
             if training.team.sums(float(stop.made))[0]:
                 _save(training, folder, place)
                 raise KeyboardInterrupt
-        test_loss, test_accuracy = _test_figures(training)
+        test_loss, test_accuracy = _test_figures(training, place.epoch)
         row = {
             "epoch": place.epoch + 1,
             "lr": _learning_rate(training, (place.epoch + 1) * training.steps - 1),
@@ -102,56 +107,22 @@ def _train(training: Training, folder: Path, place: Place, stop: StopRequest, pr
             "seconds": round(time.perf_counter() - began, 3),
         }
         if not math.isfinite(test_loss):
-            raise _diverged(training, f"the test loss is {test_loss} after epoch {place.epoch + 1}")
+            where = "running statistics or weights have become so large that evaluation overflows"
+            raise diverged(training, f"the test loss is {test_loss} after epoch {place.epoch + 1}", where)
         place = Place(place.epoch + 1, 0, 0.0, (*place.history, row))
         _save(training, folder, place)
+        on_epoch(row)
     return place
 
 
-def _step(training: Training, network: nn.Module, place: Place, step: int, order: NDArray[np.int64]) -> float:
-    """One step of gradient descent; returns the mean loss of the batch over all workers."""
-    options, data, team = training.options, training.data, training.team
-    chosen = data.train.take(order[step * training.batch_size : (step + 1) * training.batch_size])
-    raw = augmented(
-        chosen.images,
-        seed=options.seed,
-        epoch=place.epoch,
-        step=step,
-        shift=training.shift,
-        flip=training.flip,
-    )
-    mine = slice(team.rank, None, team.size)
-    images = torch.from_numpy(data.normalization.apply(raw[mine])).to(team.device)
-    labels = torch.from_numpy(chosen.labels[mine]).to(team.device)
-    torch.manual_seed(network_seed(options.seed, place.epoch, step, team.rank))
-    logits = first_output(network(images))
-    loss = F.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
-    mean = team.sums(loss.item() / team.size)[0]
-    if not math.isfinite(mean):
-        raise _diverged(training, f"the loss is {mean} at step {step + 1} of epoch {place.epoch + 1}")
-    training.optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    training.optimizer.step()
-    return mean
-
-
-def _network(training: Training) -> nn.Module:
-    """The network as its workers run it together."""
-    team = training.team
-    if team.size == 1:
-        return training.model
-    if team.device.type == "cuda":
-        # In place of each batch norm, one whose statistics are over all workers; its weights are the same
-        # tensors.
-        synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(training.model)  # type: ignore[no-untyped-call]
-        return DistributedDataParallel(synchronized, device_ids=[team.device.index])
-    return DistributedDataParallel(training.model)
-
-
-def _test_figures(training: Training) -> tuple[float, float]:
-    """Loss and accuracy on the test images, from the worker that writes, told to all."""
-    team = training.team
-    figures = evaluate(training.model, training.data, training.data.test, team.device) if team.leads else (0.0, 0.0)
+def _test_figures(training: Training, epoch: int) -> tuple[float, float]:
+    """Loss and accuracy on the test images of what the run would give now, told to all by the worker that writes."""
+    team, data = training.team, training.data
+    figures = (0.0, 0.0)
+    if team.leads:
+        if training.average is not None:
+            training.average.estimate_statistics(data, training.options.seed, epoch, team.device)
+        figures = evaluate(training.result_network, data, data.test, team.device)
     loss, accuracy = team.sums(*figures)
     return loss, accuracy
 
@@ -171,10 +142,12 @@ def _set_learning_rate(training: Training, step: int) -> None:
 
 def _save(training: Training, folder: Path, place: Place) -> None:
     """Checkpoint and metrics of the place reached, by the worker that writes."""
+    name = not_finite_state(training.model)
+    if name is not None:  # on all workers alike
+        what = f"a weight is not finite in epoch {place.epoch + (place.step > 0)}"
+        raise diverged(training, what, f"{name} is the first")
     if training.team.leads:
-        if not all(bool(value.isfinite().all()) for value in training.model.parameters()):
-            raise _diverged(training, f"a weight is not finite in epoch {place.epoch + (place.step > 0)}")
-        save_checkpoint(folder / CHECKPOINT_FILE, training.model, training.optimizer, place)
+        save_checkpoint(folder / CHECKPOINT_FILE, training.model, training.optimizer, place, training.average_network)
         _write_metrics(folder, place)
     training.team.wait()
 
@@ -182,12 +155,6 @@ def _save(training: Training, folder: Path, place: Place) -> None:
 def _write_metrics(folder: Path, place: Place) -> None:
     lines = [json.dumps(dict(row), allow_nan=False) + "\n" for row in place.history]
     write_text(folder / METRICS_FILE, "".join(lines))
-
-
-def _diverged(training: Training, what: str) -> InputError:
-    return InputError(
-        f"{what}; lower lr ({training.options.peak_lr:g}) and start anew; the last good checkpoint was kept"
-    )
 
 
 def _result(training: Training, folder: Path, place: Place, resumed_at: int | None) -> TrainResult:
@@ -212,10 +179,29 @@ def _result(training: Training, folder: Path, place: Place, resumed_at: int | No
 
 def _start_folder(folder: Path, run: Run, training: Training, place: Place) -> None:
     """The first state of a run's folder; what an earlier run left there goes."""
-    for name in (WEIGHTS_FILE, METRICS_FILE, CHECKPOINT_FILE):
-        (folder / name).unlink(missing_ok=True)
-    save_checkpoint(folder / CHECKPOINT_FILE, training.model, training.optimizer, place)
+    clear_folder(folder)
+    save_checkpoint(folder / CHECKPOINT_FILE, training.model, training.optimizer, place, training.average_network)
     write_run(folder, run)
+
+
+def _finish_folder(folder: Path, run: Run, training: Training, result: TrainResult) -> None:
+    """What a finished run leaves besides its checkpoint and metrics."""
+    header = {"model": run.model, "model_args": dict(run.model_args)}
+    save_weights(folder / WEIGHTS_FILE, training.result_network, header)
+    curves = draw_curves(result.history)
+    if curves is not None:
+        write_bytes(folder / CURVES_FILE, curves)
+    figures = {"epochs": result.epochs, "test_accuracy": result.test_accuracy, "test_loss": result.test_loss}
+    write_run(folder, replace(run, result=figures))
+
+
+def draw_curves(history: Sequence[Mapping[str, Any]]) -> bytes | None:
+    """A picture of the run, or nothing where matplotlib, which the extra ``plot`` brings, is not installed."""
+    if find_spec("matplotlib") is None:
+        return None
+    from bnfold.reporting.plots import training_curve_png
+
+    return training_curve_png(history)
 
 
 @contextmanager
