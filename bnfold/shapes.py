@@ -133,10 +133,21 @@ def _leave_types_only(proto: onnx.ModelProto, weights: Weights) -> None:
         graph = graphs.pop()
         graphs += _body_protos(graph)
         del graph.value_info[:]
+        for value in (*graph.input, *graph.output):
+            _forget_elements(value.type)
         computed = {name for node in graph.node for name in node.output}
         for output in graph.output:  # it must say what it is, but not in which shape
             if output.name in computed and output.type.HasField("tensor_type"):
                 output.type.tensor_type.ClearField("shape")
+
+
+def _forget_elements(kind: onnx.TypeProto) -> None:
+    """Leave open which shapes the tensors of a sequence, or an optional tensor, have: no runtime holds callers to them."""
+    inner = kind
+    while (which := inner.WhichOneof("value")) in ("sequence_type", "optional_type"):
+        inner = getattr(inner, which).elem_type
+    if inner is not kind and inner.HasField("tensor_type"):
+        inner.tensor_type.ClearField("shape")
 
 
 def _declare(proto: onnx.ModelProto, weights: Weights) -> None:

@@ -151,3 +151,15 @@ def test_file_does_not_grow_by_what_is_repeated_or_stands_for_numbers() -> None:
     arrays["q"] = np.random.default_rng(0).integers(-9, 9, (256, 256)).astype(np.int8)
     model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
     assert optimized(model).ByteSize() <= 1.05 * model.ByteSize()
+
+
+def test_tensors_of_a_sequence_that_is_given_may_have_any_shape() -> None:
+    """ONNX Runtime holds callers to the shapes of tensors, and not of what a sequence holds."""
+    model = parsed(
+        "g (seq(float[2,3]) q) => (float[?,3] y) <int64[1] b = {0}, int64[1] e = {2}, int64 i = {0}> "
+        "{ a = SequenceAt(q, i) s = Slice(a, b, e) y = Relu(s) }"
+    )
+    feeds = {"q": [drawn(5, 3)]}
+    (wanted,), (got,) = outputs(model, feeds), outputs(optimized(model), feeds)  # type: ignore[arg-type]
+    assert wanted.shape == (2, 3)
+    assert np.array_equal(got, wanted)
