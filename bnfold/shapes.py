@@ -142,7 +142,7 @@ def _leave_types_only(proto: onnx.ModelProto, weights: Weights) -> None:
 
 
 def _forget_elements(kind: onnx.TypeProto) -> None:
-    """Leave open which shapes the tensors of a sequence, or an optional tensor, have: no runtime holds callers to them."""
+    """Leave open which shapes the tensors of a sequence or optional have: no runtime holds callers to them."""
     inner = kind
     while (which := inner.WhichOneof("value")) in ("sequence_type", "optional_type"):
         inner = getattr(inner, which).elem_type
