@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
+from bnfold.deployment.preprocessing import copy_sidecar
 from bnfold.errors import BnfoldError, InputError, ModelError, OutputError
 from bnfold.files import StrPath, staging_folder
 from bnfold.fold import fold
@@ -104,7 +105,8 @@ def optimize(
 
     Args:
         model: the path of an ONNX file, or a model in memory (onnx or onnx-ir), which stays as it is.
-        output: the file to write; it appears whole, after it was checked and proven, or not at all.
+        output: the file to write; it appears whole, after it was checked and proven, or not at all. The sidecar
+            ``MODEL.preprocessing.json`` of a model that has one is copied beside it.
         options: see :class:`OptimizeOptions`.
         progress: told of the proof's progress.
 
@@ -142,6 +144,8 @@ def optimize(
         if options.in_place and data_file(target).exists():
             keep_weights_of(data_file(target), work)
         publish_model(staged, target)
+    if isinstance(model, str | os.PathLike):
+        copy_sidecar(model, target)
     return OptimizeResult(work, report, verification, target)
 
 

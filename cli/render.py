@@ -82,8 +82,12 @@ class Output:
         self.exit_code = 1
 
     @contextmanager
-    def progress(self) -> Iterator[Progress]:
-        """A callback for the library's long work: a bar on a terminal once two seconds have passed."""
+    def progress(self, rate: str = "") -> Iterator[Progress]:
+        """A callback for the library's long work: a bar on a terminal once two seconds have passed.
+
+        Args:
+            rate: the unit of the speed to show beside it; empty for no speed.
+        """
         if self.quiet or not sys.stderr.isatty():
             from bnfold.progress import silent
 
@@ -97,6 +101,7 @@ class Output:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            *([TextColumn(f"{{task.fields[speed]}} {rate}")] if rate else []),
             TextColumn("[dim]left"),
             TimeRemainingColumn(),
             console=self._console(stderr=True),
@@ -108,9 +113,12 @@ class Output:
         def report(stage: str, done: int, total: int) -> None:
             if not bars.live.is_started and time.monotonic() - started > 2:
                 bars.start()
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total or None)
+            if stage not in tasks:  # what was done before the first call took none of this run's time
+                tasks[stage] = bars.add_task(stage, total=total or None, completed=done, speed="–")
             bars.update(tasks[stage], completed=done, total=total or None)
+            speed = bars.tasks[bars.task_ids.index(tasks[stage])].speed
+            if speed is not None:
+                bars.update(tasks[stage], speed=f"{speed:,.0f}")
 
         try:
             yield report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from bnfold.deployment.prediction import PredictOptions, PredictResult, predict
+from bnfold.deployment.options import PredictOptions
+from bnfold.deployment.prediction import PredictResult, predict
 
 __all__ = ["PredictOptions", "PredictResult", "predict"]

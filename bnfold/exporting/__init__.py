@@ -25,7 +25,8 @@ def export(
 
     The network is copied, put into evaluation mode, and left as it was. The input is named ``input``; a
     single output is named ``logits``. What a run recorded (class names, normalization) goes into the file's
-    metadata under ``bnfold.classes``, ``bnfold.normalization`` and ``bnfold.run``, each as JSON.
+    metadata under ``bnfold.classes``, ``bnfold.normalization`` and ``bnfold.run``, each as JSON. How an image becomes
+    the input, size and crop included, goes into ``OUTPUT.preprocessing.json`` too, for programs that read no ONNX.
 
     Args:
         source: the folder of a run; or a file of weights (``.safetensors``, or a torch file of plain
@@ -44,6 +45,7 @@ def export(
     """
     for package in ("torch", "onnxscript", "safetensors"):
         require(package, "train")
+    from bnfold.deployment.preprocessing import write_sidecar
     from bnfold.exporting.check import check_export
     from bnfold.exporting.cleaning import clean_model
     from bnfold.exporting.conversion import to_onnx
@@ -73,6 +75,8 @@ def export(
     check = check_export(model, network, options)
     progress("exporting", 3, stages)
     save_model(model, target)
+    if network.preprocessing is not None:
+        write_sidecar(target, network.preprocessing)
     progress("exporting", stages, stages)
     return ExportResult(
         path=target,

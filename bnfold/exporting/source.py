@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata as distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from bnfold.deployment.preprocessing import Preprocessing, of_training
 from bnfold.errors import CheckpointError, InputError
 from bnfold.files import StrPath
 from bnfold.models import build, is_network_name
@@ -32,12 +33,14 @@ class Network:
         module: the network, in evaluation mode, on the CPU; nobody else's.
         input_shape: shape of one sample.
         metadata: texts for the ONNX file.
+        preprocessing: how raw images become its input, where that is known.
     """
 
     name: str
     module: nn.Module
     input_shape: tuple[int, ...]
     metadata: Mapping[str, str]
+    preprocessing: Preprocessing | None = None
 
 
 def load_source(source: StrPath, options: ExportOptions) -> Network:
@@ -90,7 +93,11 @@ def _of_run(run: Run, weights: Path, options: ExportOptions) -> Network:
             "result": None if run.result is None else dict(run.result),
         },
     }
-    return _network(run.model, run.model_args, weights, options.input_shape or run.input_shape, documents, options)
+    network = _network(run.model, run.model_args, weights, options.input_shape or run.input_shape, documents, options)
+    size = network.input_shape[-2:] if len(network.input_shape) == 3 else None
+    if size is None:
+        return network
+    return replace(network, preprocessing=of_training(run.normalization, run.classes, (size[0], size[1]), str(weights)))
 
 
 def _by_name(name: str, weights: Path | None, options: ExportOptions) -> Network:

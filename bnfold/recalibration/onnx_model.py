@@ -19,14 +19,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common as common_passes
 
-from bnfold.deployment.prediction import PredictOptions, Reader, run_classifier, with_labels_of
+from bnfold.deployment.preprocessing import copy_sidecar
+from bnfold.deployment.reader import Reader, with_labels_of
 from bnfold.deployment.samples import Samples, load_samples
 from bnfold.errors import DataError, InputError, ModelError, OutputError
 from bnfold.files import StrPath
 from bnfold.fold.sites import is_batch_norm
 from bnfold.graph import ModelGraph, input_of, label
 from bnfold.model_file import check_model_output, load_model, save_model, serialized
-from bnfold.progress import Progress, silent
+from bnfold.progress import Progress
 from bnfold.recalibration.moments import Moments
 from bnfold.recalibration.options import RecalibrateOptions
 from bnfold.recalibration.result import Accuracy, Drift, Left, RecalibrateResult, recalibration_record
@@ -70,8 +71,8 @@ def recalibrate_onnx(
     runtime = SessionOptions(provider=options.provider, level="disable", threads=options.threads)
     session = create_session(serialized(model), runtime)
     reader = Reader.of(session, str(source))
-    train = load_samples(options.data, "train", reader.image_size)
-    test = load_samples(options.data, "test", reader.image_size)
+    train = load_samples(options.data, "train", reader.image_form())
+    test = load_samples(options.data, "test", reader.image_form())
     before = _figures(session, reader, test, options)
     used = _usable(reader, train, options)
     drifts: list[Drift] = []
@@ -90,8 +91,10 @@ def recalibrate_onnx(
     after = _figures(create_session(serialized(model), runtime), reader, test, options)
     record = recalibration_record(options.data, used, len(drifts))
     model.metadata_props["bnfold.recalibrated"] = json.dumps(record)
+    path = save_model(model, target)
+    copy_sidecar(source, path)
     return RecalibrateResult(
-        path=save_model(model, target),
+        path=path,
         data=options.data,
         samples=used,
         skipped=len(train) - used,
@@ -243,8 +246,14 @@ def _figures(session: Any, reader: Reader, samples: Samples, options: Recalibrat
         return None
     labels = with_labels_of(samples, classes).labels
     assert labels is not None
-    settings = PredictOptions(batch=options.batch)
-    logits, _seconds = run_classifier(session, reader, samples, settings, silent)
+    size = reader.batch_size(options.batch)
+    logits = np.concatenate([
+        reader.scores(session, reader.prepare(_part(samples, start, min(start + size, len(samples)))))
+        for start in range(0, len(samples), size)
+    ])  # fmt: skip
+    undecided = np.flatnonzero(np.isnan(logits).any(axis=1) | np.isposinf(logits).any(axis=1))
+    if len(undecided):
+        raise ModelError(f"{reader.model} yields logits that are not finite for sample {samples.names[undecided[0]]}")
     if labels.max() >= logits.shape[1]:
         raise DataError(f"{options.data} has label {labels.max()}, and the model tells {logits.shape[1]} classes apart")
     wide = logits.astype(np.float64)

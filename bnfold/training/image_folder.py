@@ -5,8 +5,9 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,9 +42,46 @@ def load_image_folder(folder: Path, image_size: int | None) -> DataSet:
         DataError: the folder is not laid out so, a class is empty, or an image cannot be read.
         MissingExtraError: Pillow is not installed.
     """
+    listing = list_image_folder(folder)
+    images = read_images([*listing.train_files, *listing.test_files], image_size)
+    count = len(listing.train_files)
+    return DataSet(
+        f"imagefolder:{folder.absolute()}",
+        Split(images[:count], listing.train_labels),
+        Split(images[count:], listing.test_labels),
+        listing.classes,
+        Normalization.of(images[:count], 255.0),
+        mirrored=True,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class ImageListing:
+    """The files of a data set of images, none of them read yet.
+
+    Attributes:
+        train_files: images to learn from.
+        train_labels: the class of each.
+        test_files: images held out.
+        test_labels: the class of each.
+        classes: the name of each class, in the order of the labels.
+    """
+
+    train_files: tuple[Path, ...]
+    train_labels: Labels
+    test_files: tuple[Path, ...]
+    test_labels: Labels
+    classes: tuple[str, ...]
+
+
+def list_image_folder(folder: Path) -> ImageListing:
+    """List what :func:`load_image_folder` reads.
+
+    Raises:
+        DataError: the folder is not laid out so, or a class is empty.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; {_LAYOUT}")
-    spec = f"imagefolder:{folder.absolute()}"
     if (folder / "train").is_dir():
         test_folder = next((folder / name for name in _TEST_FOLDERS if (folder / name).is_dir()), None)
         if test_folder is None:
@@ -54,18 +92,18 @@ def load_image_folder(folder: Path, image_size: int | None) -> DataSet:
             raise DataError(f"{test_folder / strangers[0]}: there is no class of that name in {folder / 'train'}")
         train_files = _files(folder / "train", classes)
         test_files = _files(test_folder, _classes(test_folder))
-        images = read_images([*train_files, *test_files], image_size)
-        labels = _labels([*train_files, *test_files], classes)
-        count = len(train_files)
-        train, test = Split(images[:count], labels[:count]), Split(images[count:], labels[count:])
     else:
         classes = _classes(folder)
         files = _files(folder, classes)
-        labels = _labels(files, classes)
-        train_indices, test_indices = stratified_split(labels, classes, str(folder))
-        whole = Split(read_images(files, image_size), labels)
-        train, test = whole.take(train_indices), whole.take(test_indices)
-    return DataSet(spec, train, test, tuple(classes), Normalization.of(train.images, 255.0), mirrored=True)
+        train_indices, test_indices = stratified_split(_labels(files, classes), classes, str(folder))
+        train_files, test_files = ([files[index] for index in part] for part in (train_indices, test_indices))
+    return ImageListing(
+        tuple(train_files),
+        _labels(train_files, classes),
+        tuple(test_files),
+        _labels(test_files, classes),
+        tuple(classes),
+    )
 
 
 def _classes(folder: Path) -> list[str]:
@@ -124,18 +162,32 @@ def read_images(files: Sequence[Path], image_size: int | None = None) -> NDArray
 
 
 def _read_image(file: Path, image_size: int | None) -> Image:
-    pillow: Any = require("PIL.Image", "train")
-    try:
-        with pillow.open(file) as stream:
-            if stream.mode in _WIDE_MODES or stream.mode.startswith("I;"):
-                raise DataError(f"{file} has more than 8 bits a channel; convert it to an 8-bit image")
-            mode = stream.mode
-            image: Image = stream.convert("L" if mode in _GRAY_MODES else "RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
-        raise DataError(f"{file} is not an image, or is damaged; mend or remove it") from error
-    except pillow.DecompressionBombError as error:
-        raise DataError(f"{file} is larger than an image may be; remove it") from error
+    image = decode_image(file, str(file))
     return image if image_size is None else _resized(image, image_size)
+
+
+def decode_image(source: Path | BinaryIO, name: str) -> Image:
+    """Decode an image file as 8-bit gray (mode L) or RGB.
+
+    Args:
+        source: the file, or its content.
+        name: what to call it in an error.
+
+    Raises:
+        DataError: it is not an image, is damaged, or has more than 8 bits a channel.
+        MissingExtraError: Pillow is not installed.
+    """
+    pillow: Any = require("PIL.Image", "images")
+    try:
+        with pillow.open(source) as stream:
+            if stream.mode in _WIDE_MODES or stream.mode.startswith("I;"):
+                raise DataError(f"{name} has more than 8 bits a channel; convert it to an 8-bit image")
+            image: Image = stream.convert("L" if stream.mode in _GRAY_MODES else "RGB")
+            return image
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+        raise DataError(f"{name} is not an image, or is damaged; mend or remove it") from error
+    except pillow.DecompressionBombError as error:
+        raise DataError(f"{name} is larger than an image may be; remove it") from error
 
 
 def _resized(image: Image, side: int) -> Image:
@@ -144,6 +196,6 @@ def _resized(image: Image, side: int) -> Image:
     width = max(side, round(image.width * side / shorter))
     height = max(side, round(image.height * side / shorter))
     if (width, height) != image.size:
-        image = image.resize((width, height), require("PIL.Image", "train").Resampling.BILINEAR)
+        image = image.resize((width, height), require("PIL.Image", "images").Resampling.BILINEAR)
     left, top = (width - side) // 2, (height - side) // 2
     return image.crop((left, top, left + side, top + side))
