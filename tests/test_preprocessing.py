@@ -171,7 +171,7 @@ def test_channels_are_turned_around_and_moved_last(tmp_path: Path) -> None:
 
 def test_image_of_another_size_is_refused_where_nothing_is_resized(tmp_path: Path) -> None:
     picture(tmp_path / "images")
-    with pytest.raises(DataError, match="0.png is 8×6 and the model takes 4×4"):
+    with pytest.raises(DataError, match=r"0\.png is 8×6 and the model takes 4×4"):
         logits(model(tmp_path), tmp_path / "images", "mean=0,0,0", "std=1,1,1", "resize=none")
 
 

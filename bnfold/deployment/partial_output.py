@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -171,10 +171,10 @@ class PartialOutput:
             earlier, state = json.loads(record.read_bytes()), _State.read(self._folder / "state.json")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self._folder} is damaged; discard it (--overwrite)") from error
-        differences = list(_differences(earlier, json.loads(json.dumps(job))))
-        if differences:
+        found = list(differences(earlier, json.loads(json.dumps(job))))
+        if found:
             raise InputError(
-                f"{self._folder} is of another job: {'; '.join(differences)}; "
+                f"{self._folder} is of another job: {'; '.join(found)}; "
                 "go on as it was begun, or discard it (--overwrite)"
             )
         return state
@@ -308,15 +308,15 @@ class PartialOutput:
 _SAID = {"model": "the model", "data": "the data", "options": "the option", "versions": "the version of"}
 
 
-def _differences(earlier: Any, now: Any) -> Any:
-    """In which way two jobs differ, each as the part of a sentence."""
+def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """In which way two jobs differ, each as the part of a sentence; both as they are read from JSON."""
     for part, label in _SAID.items():
         before, after = earlier.get(part, {}), now[part]
         if part in ("model", "data"):
             if before != after:
                 counts = [record.get("samples") for record in (before, after)]
                 told = f" ({counts[0]} samples then, {counts[1]} now)" if counts[0] != counts[1] else ""
-                yield f"{label} has changed since{told}"
+                yield f"{label} is another{told}"
             continue
         for name in sorted(before.keys() | after.keys()):
             if before.get(name) != after.get(name):
