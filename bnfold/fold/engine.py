@@ -49,6 +49,9 @@ _LONGEST_PART = 16
 #: How many ops a search crosses at first, and how many times as many when that did not suffice.
 _NEAR, _FARTHER = 32, 8
 
+#: How many ops a search past sums crosses: what it rescales on the way grows with each, and so does what may refuse.
+_BALANCED = 8
+
 
 @dataclass(eq=False)
 class _Run:
@@ -297,7 +300,7 @@ def _balance(run: _Run) -> bool:
     found = False
     for _, site in _walk(run):
         if isinstance(site, Site):
-            plan = balanced(replace(run.planner, reach=_NEAR), site)
+            plan = balanced(replace(run.planner, reach=_BALANCED), site)
             found |= isinstance(plan, Plan) and _apply(run, plan)
     return found
 
