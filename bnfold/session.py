@@ -49,6 +49,8 @@ class SessionOptions:
         provider_options: passed on to the provider.
         profile: where ONNX Runtime writes its profile when the session ends it, as the beginning of a path; empty
             for none.
+        optimized: where ONNX Runtime writes the model as it has optimized it, in its own format (``.ort``), which only
+            this version of it reads, on such a machine; empty for nowhere.
     """
 
     provider: str = "cpu"
@@ -58,6 +60,7 @@ class SessionOptions:
     disabled_optimizers: tuple[str, ...] = ()
     provider_options: Mapping[str, str] = field(default_factory=dict)
     profile: str = ""
+    optimized: str = ""
 
 
 def provider_name(provider: str) -> str:
@@ -111,6 +114,9 @@ def create_session(model: str | Path | bytes, options: SessionOptions | None = N
     if options.profile:
         settings.enable_profiling = True
         settings.profile_file_prefix = options.profile
+    if options.optimized:
+        settings.optimized_model_filepath = options.optimized
+        settings.add_session_config_entry("session.save_model_format", "ORT")
     source = model if isinstance(model, bytes) else str(model)
     label = "the model in memory" if isinstance(model, bytes) else str(model)
     try:

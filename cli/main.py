@@ -25,6 +25,7 @@ COMMANDS = {
     "verify": "Decide whether two models compute the same function.",
     "benchmark": "Compare the latency of models.",
     "predict": "Run a model over a data set.",
+    "deploy": "Put a model into a repository for Triton and KServe.",
     "study": "Measure again what is claimed for batch norm.",
     "doctor": "Tell what this machine can run, and how to mend what it cannot.",
 }

@@ -121,7 +121,7 @@ def read_context(load: tuple[float, float, float] | None, disturbance: Disturban
     """
     return Context(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
-        cpu=_cpu_name(),
+        cpu=cpu_name(),
         cores=os.cpu_count() or 1,
         affinity=available_cores(),
         quota=_quota(),
@@ -216,7 +216,8 @@ def _gpus() -> tuple[str, ...]:
     return tuple(line.strip() for line in found.stdout.splitlines() if line.strip())
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's name."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(errors="replace").splitlines():

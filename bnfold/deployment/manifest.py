@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any, Literal, get_args
 
@@ -125,6 +125,7 @@ class Serving:
         precision: on TensorRT, ``FP32`` or ``FP16``.
         instances: sessions that run side by side, on each device.
         threads: intra-op threads of each; 0 leaves the choice to ONNX Runtime.
+        arena: whether ONNX Runtime keeps memory that a run no longer needs for the next one.
         batching: None where requests are run one by one.
     """
 
@@ -133,6 +134,7 @@ class Serving:
     precision: str = "FP32"
     instances: int = 1
     threads: int = 0
+    arena: bool = True
     batching: DynamicBatching | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -143,6 +145,7 @@ class Serving:
             "precision": self.precision,
             "instances": self.instances,
             "threads": self.threads,
+            "arena": self.arena,
             "batching": None if self.batching is None else self.batching.to_json(),
         }
 
@@ -162,6 +165,7 @@ class Serving:
             precision=_text(document["precision"]),
             instances=instances,
             threads=_whole(document["threads"]),
+            arena=bool(document["arena"]),
             batching=None if batching is None else DynamicBatching.from_json(batching),
         )
 
@@ -173,6 +177,7 @@ class Machine:
     Attributes:
         name: what the user calls the machine type.
         cpu: the processor's name.
+        instructions: its vector instructions, by which ONNX Runtime lays weights out.
         system: operating system and architecture.
         onnxruntime: the version that wrote the file.
         provider: ONNX Runtime's name of the execution provider.
@@ -180,6 +185,7 @@ class Machine:
 
     name: str
     cpu: str
+    instructions: str
     system: str
     onnxruntime: str
     provider: str
@@ -191,7 +197,7 @@ class Machine:
     @classmethod
     def from_json(cls, document: Any) -> Machine:
         """Read what :meth:`to_json` wrote."""
-        return cls(**{key: _text(document[key]) for key in ("name", "cpu", "system", "onnxruntime", "provider")})
+        return cls(**{field.name: _text(document[field.name]) for field in fields(cls)})
 
 
 @dataclass(frozen=True)

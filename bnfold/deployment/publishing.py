@@ -28,10 +28,10 @@ from bnfold.deployment.repository import (
     STAGING_PREFIX,
     DeployedModel,
     ModelFolder,
+    all_folders,
     edited_message,
     load_version,
     model_folder,
-    model_folders,
     sha256_of,
 )
 from bnfold.errors import OptionError, OutputError, RepositoryError
@@ -164,7 +164,7 @@ def roll_back(repository: StrPath, name: str, version: int | None = None) -> tup
     """
     check_name(name)
     place = Path(repository)
-    folders = {folder.name: folder for folder in _folders(place)}
+    folders = {folder.name: folder for folder in all_folders(place)}
     if name not in folders:
         known = ", ".join(folders) or "no model"
         raise RepositoryError(f"{place} has no model {name}; it has {known}")
@@ -174,15 +174,6 @@ def roll_back(repository: StrPath, name: str, version: int | None = None) -> tup
         model = load_version(folder, target)
         _serve(folder.path, target)
     return folder.served, model
-
-
-def _folders(place: Path) -> tuple[ModelFolder, ...]:
-    """Like :func:`model_folders`, and content with a configuration that was changed by hand: a rollback mends it."""
-    if not place.is_dir():
-        return model_folders(place)  # it says what is wrong
-    return tuple(
-        model_folder(entry) for entry in sorted(place.iterdir()) if is_model_name(entry.name) and entry.is_dir()
-    )
 
 
 def _target(folder: ModelFolder, version: int | None) -> int:

@@ -42,6 +42,7 @@ __all__ = [
     "ModelFolder",
     "Serving",
     "TensorSpec",
+    "all_folders",
     "load_version",
     "model_folders",
     "read_repository",
@@ -158,11 +159,13 @@ def warnings_of(path: StrPath) -> tuple[str, ...]:
     Raises:
         RepositoryError: see :func:`model_folders`.
     """
-    return tuple(sentence for folder in model_folders(path) for sentence in _warnings(folder))
+    return tuple(sentence for folder in all_folders(path) for sentence in _warnings(folder))
 
 
 def _warnings(folder: ModelFolder) -> Iterator[str]:
-    if folder.foreign:
+    if folder.edited:
+        yield edited_message(folder)
+    elif folder.foreign:
         yield f"{folder.path} was not deployed by bnfold and is left alone"
     elif folder.served is None:
         yield f"{folder.path} serves nothing yet: its first deployment was interrupted; deploy it again"
@@ -177,19 +180,28 @@ def model_folders(path: StrPath) -> tuple[ModelFolder, ...]:
         RepositoryError: the path is no folder, cannot be read, a configuration was changed by hand, or a link leads
             out of the repository.
     """
+    folders = all_folders(path)
+    for folder in folders:
+        if folder.edited:
+            raise RepositoryError(edited_message(folder))
+    return folders
+
+
+def all_folders(path: StrPath) -> tuple[ModelFolder, ...]:
+    """The same, content with a configuration that was changed by hand.
+
+    Raises:
+        RepositoryError: see :func:`model_folders`.
+    """
     repository = Path(path)
     if not repository.is_dir():
         what = "is a file" if repository.exists() else "does not exist"
         raise RepositoryError(f"{repository} {what}; give the folder of a model repository")
     try:
         entries = sorted(entry for entry in repository.iterdir() if entry.is_dir())
-        folders = tuple(model_folder(entry) for entry in entries if not entry.name.startswith("."))
+        return tuple(model_folder(entry) for entry in entries if not entry.name.startswith("."))
     except OSError as error:
         raise RepositoryError(f"{error.filename or repository} cannot be read: {error.strerror or error}") from error
-    for folder in folders:
-        if folder.edited:
-            raise RepositoryError(edited_message(folder))
-    return folders
 
 
 def edited_message(folder: ModelFolder) -> str:

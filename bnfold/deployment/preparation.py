@@ -1,0 +1,200 @@
+"""Look at a model that is to be deployed, and run it: what it takes and gives is what a run shows, not what it says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from bnfold.deployment.deploy_options import DEFAULT_BATCH, DeployOptions
+from bnfold.deployment.manifest import DynamicBatching, Serving, TensorSpec
+from bnfold.errors import DataError, InputError, ModelError, OptionError
+from bnfold.files import StrPath
+from bnfold.model_file import external_tensors, write_model
+from bnfold.session import create_session, run_session
+from bnfold.verification.inputs import Feed, drawn_feeds
+from bnfold.verification.sizes import USUAL, Sizes
+from bnfold.verification.specs import input_specs
+
+MODEL_FILE = "model.onnx"
+
+#: ONNX Runtime's name of each type that can be deployed, as the Open Inference Protocol spells it. Triton's backend
+#: takes no bfloat16 and no sequences.
+_DATATYPES = {
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A model that runs.
+
+    Attributes:
+        model: as loaded.
+        path: a copy of it, which is what is proven and deployed; its external data lies beside it.
+        inputs: with their whole shapes.
+        outputs: the same.
+        batched: whether the first dimension of each is one and the same batch, of any size.
+        sizes: the shape of each input in a run of one sample.
+    """
+
+    model: ir.Model
+    path: Path
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batched: bool
+    sizes: Mapping[str, tuple[int, ...]]
+
+
+def prepare(model: ir.Model, source: Path, work: Path, shapes: Mapping[str, Sequence[int]]) -> Prepared:
+    """Copy a model into a folder of one's own, and run it on the CPU.
+
+    Args:
+        model: the model.
+        source: the file that it was loaded from.
+        work: an empty folder.
+        shapes: of inputs by name, for sizes that the model leaves open.
+
+    Raises:
+        ModelError: it cannot be run, or takes or gives what cannot be deployed.
+        InputError: the shapes contradict the model.
+        MissingExtraError: onnxruntime is not installed.
+    """
+    path = work / MODEL_FILE
+    if any(True for _ in external_tensors(model)):
+        write_model(model, path, external_data="always")  # under a name of ours, beside the model
+    else:
+        shutil.copyfile(source, path)  # byte for byte
+    session = create_session(path)
+    feeds, results = _runs(session, model, source, shapes)
+    inputs = tuple(_specs(session.get_inputs(), feeds[0].values, source))
+    outputs = tuple(_specs(session.get_outputs(), results[0], source))
+    sizes = {name: value.shape for name, value in feeds[0].values.items()}
+    return Prepared(model, path, inputs, outputs, _is_batched(inputs, outputs, feeds, results), sizes)
+
+
+def _runs(
+    session: Any, model: ir.Model, source: Path, shapes: Mapping[str, Sequence[int]]
+) -> tuple[list[Feed], list[Mapping[str, Any]]]:
+    """The model at the first ordinary sizes that it takes: one sample, and two where it takes any number."""
+    specs = input_specs(model)
+    draw = partial(drawn_feeds, specs, samples=1, seed=0, batches=(1, 2), shapes=shapes)
+    failures: list[ModelError] = []
+    for usual in USUAL if Sizes(specs, shapes).has_others else USUAL[:1]:
+        feeds = [feed for feed in draw(usual=usual) if feed.kind == "random" and not feed.optional]
+        try:
+            return feeds, [run_session(session, feed.values) for feed in feeds]
+        except ModelError as error:
+            failures.append(error)
+    raise ModelError(f"{source} does not run, so it is not deployed ({failures[0]}); its sizes: --input-shape")
+
+
+def _specs(ports: Sequence[Any], values: Mapping[str, Any], source: Path) -> Iterator[TensorSpec]:
+    for port in ports:
+        if port.type not in _DATATYPES:
+            raise ModelError(f"{source}: {port.name} is a {port.type}, which servers of the Open Inference Protocol "
+                             "do not take from ONNX Runtime; deploy a model on tensors of numbers")  # fmt: skip
+        rank = values[port.name].ndim
+        shape = tuple(size if isinstance(size, int) else None for size in port.shape or ())
+        yield TensorSpec(port.name, _DATATYPES[port.type], shape if len(shape) == rank else (None,) * rank)
+
+
+def _is_batched(
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    feeds: Sequence[Feed],
+    results: Sequence[Mapping[str, Any]],
+) -> bool:
+    if not inputs or any(spec.shape[:1] != (None,) for spec in (*inputs, *outputs)):
+        return False
+    return all(
+        len({value.shape[0] for value in (*feed.values.values(), *result.values())}) == 1
+        for feed, result in zip(feeds, results, strict=True)
+    )
+
+
+def serving_of(prepared: Prepared, options: DeployOptions) -> Serving:
+    """How the model is to be run.
+
+    Raises:
+        OptionError: the options need a batch of any size, and the model has none; or they contradict each other.
+    """
+    if not prepared.batched:
+        for what, asked in (("--max-batch", options.max_batch is not None), ("--preferred-batch", options.preferred)):
+            if asked:
+                raise OptionError(
+                    f"{what} needs a model with an open first dimension of each input and output, and this one has "
+                    f"{', '.join(map(str, (*prepared.inputs, *prepared.outputs)))}"
+                )
+    most = (options.max_batch or DEFAULT_BATCH) if prepared.batched else 0
+    beyond = [size for size in options.preferred if size > most]
+    if beyond:
+        raise OptionError(f"a preferred batch of {beyond[0]} is larger than the largest, which is {most}")
+    return Serving(
+        max_batch=most,
+        target=options.target,
+        precision=options.precision,
+        instances=options.instances,
+        threads=options.threads,
+        arena=options.arena,
+        batching=DynamicBatching(options.queue_delay_us, tuple(sorted(set(options.preferred)))) if most > 1 else None,
+    )
+
+
+def labels_of(prepared: Prepared, file: StrPath | None) -> tuple[str, ...]:
+    """The name of each class of the first output, from a file or the model's metadata; empty where neither has them.
+
+    Raises:
+        DataError: the file cannot be read, or has another number of names than the output has classes.
+    """
+    names = _stored_labels(prepared.model) if file is None else _read_labels(Path(file))
+    classes = prepared.outputs[0].shape[-1] if prepared.outputs and prepared.outputs[0].shape else None
+    where = "the model's metadata" if file is None else str(file)
+    if names and classes is not None and len(names) != classes:
+        raise DataError(f"{where} names {len(names)} classes, and the output {prepared.outputs[0]} has {classes}")
+    if any("\n" in name or not name for name in names):
+        raise DataError(f"{where} has a class name that is empty or more than one line, which servers do not take")
+    return names
+
+
+def _stored_labels(model: ir.Model) -> tuple[str, ...]:
+    try:
+        return tuple(str(name) for name in json.loads(model.metadata_props.get("bnfold.classes", "[]")))
+    except (ValueError, TypeError) as error:
+        raise DataError("the model's metadata of classes is damaged; give the names with --labels") from error
+
+
+def _read_labels(file: Path) -> tuple[str, ...]:
+    try:
+        return tuple(file.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read as a list of class names, one a line") from error
+
+
+def default_name(source: Path) -> str:
+    """The file's name without its suffix.
+
+    Raises:
+        InputError: it has none.
+    """
+    name = source.name.removesuffix(source.suffix)
+    if not name:
+        raise InputError(f"{source} has no name to deploy it under; give one with --name")
+    return name

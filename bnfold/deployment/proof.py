@@ -1,0 +1,107 @@
+"""What is proven of a model before it is deployed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bnfold.deployment.deploy_options import DeployOptions
+from bnfold.deployment.golden import golden_pairs
+from bnfold.deployment.preparation import Prepared
+from bnfold.deployment.repository import sha256_of
+from bnfold.errors import ModelError
+from bnfold.progress import Progress
+from bnfold.session import create_session, run_session
+from bnfold.verification import VerifyOptions, VerifyResult, record_golden, verify, verify_golden
+
+GOLDEN_FILE = "golden.npz"
+
+
+@dataclass(frozen=True, eq=False)
+class Proofs:
+    """What was proven; nothing where the user did without.
+
+    Attributes:
+        against_float64: that ONNX Runtime computes here what the model says, which float64 tells.
+        against_original: that the model computes what its original does; None where none was given.
+        original_sha256: of the original.
+    """
+
+    against_float64: VerifyResult | None = None
+    against_original: VerifyResult | None = None
+    original_sha256: str | None = None
+
+    @property
+    def verified(self) -> bool:
+        """Whether anything was looked at."""
+        return self.against_float64 is not None
+
+    @property
+    def failures(self) -> tuple[VerifyResult, ...]:
+        """Those that did not come out as they should."""
+        proofs = (self.against_original, self.against_float64)
+        return tuple(proof for proof in proofs if proof is not None and not _holds(proof))
+
+    @property
+    def failed(self) -> bool:
+        """Whether the model must not be deployed."""
+        return bool(self.failures)
+
+    def to_json(self) -> dict[str, Any]:
+        """The proofs as plain data, without the numbers of each set of inputs."""
+        original = _verdict_json(self.against_original)
+        if original is not None:
+            original["sha256"] = self.original_sha256
+        return {
+            "verified": self.verified,
+            "float64": _verdict_json(self.against_float64),
+            "original": original,
+        }
+
+
+def _holds(proof: VerifyResult) -> bool:
+    """Two files with the same graph compute the same without a proof, and nothing was run to show it."""
+    return proof.ok or (proof.verdict == "nothing proven" and proof.reference == "none")
+
+
+def _verdict_json(proof: VerifyResult | None) -> dict[str, Any] | None:
+    if proof is None:
+        return None
+    return {
+        "verdict": proof.verdict,
+        "sentence": proof.sentence,
+        "reference": proof.reference,
+        "models": [Path(model).name for model in proof.models],
+        "notes": list(proof.notes),
+    }
+
+
+def prove(prepared: Prepared, work: Path, options: DeployOptions, progress: Progress) -> Proofs:
+    """Hold the model against its original, if there is one, and against itself in float64; keep the golden file.
+
+    Raises:
+        BnfoldError: see :func:`bnfold.verification.verify`.
+    """
+    against_original = digest = None
+    if options.original is not None:
+        digest = sha256_of(Path(options.original)) if Path(options.original).is_file() else None
+        against_original = verify(options.original, prepared.path, VerifyOptions(shapes=options.shapes), progress)
+        if not _holds(against_original):
+            return Proofs(None, against_original, digest)
+    golden = work / GOLDEN_FILE
+    chosen = VerifyOptions(samples=1, batches=(1, 2), shapes=options.shapes)
+    record_golden(prepared.path, golden, chosen, progress)
+    return Proofs(verify_golden(golden, prepared.path, chosen, progress), against_original, digest)
+
+
+def check_machine_file(file: Path, golden: Path | None) -> None:
+    """Hold a file in ONNX Runtime's own format against the golden file; without one, only load it.
+
+    Raises:
+        ModelError: it computes something else.
+    """
+    session = create_session(file)
+    for pair in () if golden is None else golden_pairs(golden):
+        for difference in pair.differences(run_session(session, pair.inputs)):
+            raise ModelError(f"the model in ONNX Runtime's own format computes something else: {difference}")
