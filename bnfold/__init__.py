@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from bnfold.deployment import PredictOptions as PredictOptions
     from bnfold.deployment import PredictResult as PredictResult
     from bnfold.deployment import predict as predict
+    from bnfold.deployment.deploy_options import DeployOptions as DeployOptions
+    from bnfold.deployment.deploying import DeployResult as DeployResult
+    from bnfold.deployment.deploying import deploy as deploy
+    from bnfold.deployment.publishing import roll_back as roll_back
+    from bnfold.deployment.repository import DeployedModel as DeployedModel
+    from bnfold.deployment.repository import read_repository as read_repository
     from bnfold.environment import Diagnosis as Diagnosis
     from bnfold.environment import doctor as doctor
     from bnfold.errors import BnfoldError as BnfoldError
@@ -48,6 +54,9 @@ _HOME = {
     "BenchmarkOptions": "bnfold.benchmarking",
     "BenchmarkResult": "bnfold.benchmarking",
     "BnfoldError": "bnfold.errors",
+    "DeployOptions": "bnfold.deployment.deploy_options",
+    "DeployResult": "bnfold.deployment.deploying",
+    "DeployedModel": "bnfold.deployment.repository",
     "DemoOptions": "bnfold.demonstration",
     "DemoResult": "bnfold.demonstration",
     "Diagnosis": "bnfold.environment",
@@ -68,12 +77,15 @@ _HOME = {
     "VerifyResult": "bnfold.verification",
     "benchmark": "bnfold.benchmarking",
     "demo": "bnfold.demonstration",
+    "deploy": "bnfold.deployment.deploying",
     "doctor": "bnfold.environment",
     "export": "bnfold.exporting",
     "inspect": "bnfold.optimizer",
     "optimize": "bnfold.optimizer",
     "predict": "bnfold.deployment",
+    "read_repository": "bnfold.deployment.repository",
     "recalibrate": "bnfold.recalibration",
+    "roll_back": "bnfold.deployment.publishing",
     "study": "bnfold.studies",
     "train": "bnfold.training",
     "verify": "bnfold.verification",
