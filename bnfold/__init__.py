@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from bnfold.deployment.publishing import roll_back as roll_back
     from bnfold.deployment.repository import DeployedModel as DeployedModel
     from bnfold.deployment.repository import read_repository as read_repository
+    from bnfold.deployment.serving import ServeOptions as ServeOptions
+    from bnfold.deployment.serving import serve as serve
     from bnfold.environment import Diagnosis as Diagnosis
     from bnfold.environment import doctor as doctor
     from bnfold.errors import BnfoldError as BnfoldError
@@ -69,6 +71,7 @@ _HOME = {
     "PredictResult": "bnfold.deployment",
     "RecalibrateOptions": "bnfold.recalibration",
     "RecalibrateResult": "bnfold.recalibration",
+    "ServeOptions": "bnfold.deployment.serving",
     "StudyOptions": "bnfold.studies",
     "StudyResult": "bnfold.studies",
     "TrainOptions": "bnfold.training",
@@ -86,6 +89,7 @@ _HOME = {
     "read_repository": "bnfold.deployment.repository",
     "recalibrate": "bnfold.recalibration",
     "roll_back": "bnfold.deployment.publishing",
+    "serve": "bnfold.deployment.serving",
     "study": "bnfold.studies",
     "train": "bnfold.training",
     "verify": "bnfold.verification",

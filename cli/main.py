@@ -26,6 +26,7 @@ COMMANDS = {
     "benchmark": "Compare the latency of models.",
     "predict": "Run a model over a data set.",
     "deploy": "Put a model into a repository for Triton and KServe.",
+    "serve": "Answer requests over the Open Inference Protocol, by HTTP and gRPC.",
     "study": "Measure again what is claimed for batch norm.",
     "doctor": "Tell what this machine can run, and how to mend what it cannot.",
 }

@@ -77,6 +77,12 @@ class Output:
             json.dump(document, sys.stdout, indent=2, allow_nan=False)
             sys.stdout.write("\n")
 
+    def line(self, document: Any) -> None:
+        """Print the command's JSON document at once and on one line, for those who read while the command goes on."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(document, allow_nan=False) + "\n")
+            sys.stdout.flush()
+
     def answer_no(self) -> None:
         """Make the command exit with 1: it ran, and the answer is no."""
         self.exit_code = 1

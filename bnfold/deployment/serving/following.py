@@ -1,0 +1,94 @@
+"""The models of a repository, as they are loaded, and as new versions take the place of old ones."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from bnfold.deployment.repository import DeployedModel, load_version, model_folders, read_repository
+from bnfold.deployment.serving.loading import load
+from bnfold.deployment.serving.options import ServeOptions
+from bnfold.deployment.serving.service import ServedModel, Service
+from bnfold.errors import BnfoldError, RepositoryError
+
+_LOG = logging.getLogger("bnfold.serve")
+
+
+class Fleet:
+    """What of a repository is served.
+
+    Args:
+        repository: the folder.
+        options: how to serve it.
+        service: where its models are put.
+    """
+
+    def __init__(self, repository: Path, options: ServeOptions, service: Service) -> None:
+        self.service = service
+        self._repository, self._options = repository, options
+        self._told: set[str] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def models(self) -> tuple[tuple[str, int, str], ...]:
+        """Each model that is served, with its version and what it runs on."""
+        return tuple(
+            (model.name, model.deployed.version, self._options.provider or model.deployed.serving.target)
+            for model in self.service.models
+        )
+
+    async def load(self) -> None:
+        """Load every model.
+
+        Raises:
+            BnfoldError: one of them cannot be served, or there is none.
+        """
+        deployed = await asyncio.to_thread(read_repository, self._repository)
+        if not deployed:
+            raise RepositoryError(f"{self._repository} holds no model; put one there with `bnfold deploy`")
+        for model in deployed:
+            await self._load(model)
+
+    async def refresh(self) -> None:
+        """Serve what the repository serves now. A version that cannot be loaded leaves the one before it in place."""
+        try:
+            folders = await asyncio.to_thread(model_folders, self._repository)
+        except BnfoldError as error:
+            self._tell(str(error))
+            return
+        served = {model.name: model.deployed.version for model in self.service.models}
+        for folder in folders:
+            if folder.served is None or folder.served == served.get(folder.name):
+                continue
+            try:
+                await self._load(await asyncio.to_thread(load_version, folder, folder.served))
+                _LOG.info("%s is served in version %d now", folder.name, folder.served)
+            except BnfoldError as error:
+                self._tell(f"{folder.name} version {folder.served} is not served: {error}")
+        for name in served.keys() - {folder.name for folder in folders if folder.served is not None}:
+            gone = self.service.take(name)
+            if gone is not None:
+                _LOG.info("%s is in the repository no longer, and is not served", name)
+                self._close(gone)
+
+    async def close(self) -> None:
+        """End all sessions."""
+        await asyncio.gather(*self._closing, *(model.close(0) for model in self.service.models))
+
+    async def _load(self, model: DeployedModel) -> None:
+        runs = await asyncio.to_thread(load, model, self._options.provider)
+        before = self.service.put(ServedModel(model, runs, self.service.metrics))
+        if before is not None:
+            self._close(before)
+
+    def _close(self, model: ServedModel) -> None:
+        task = asyncio.create_task(model.close(self._options.drain))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def _tell(self, sentence: str) -> None:
+        """Log a failure once, not with each look."""
+        if sentence not in self._told:
+            self._told.add(sentence)
+            _LOG.error("%s", sentence)
