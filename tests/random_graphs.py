@@ -51,6 +51,30 @@ def ahead(b: Builder) -> None:
     along_a_chain(b, [BLOCKING, AFFINE, *[CROSSED] * b.one(0, 1, 1, 1, 2, 3), LINEAR])
 
 
+def residual(b: Builder) -> None:
+    """An affine behind an activation, summed with what might make room for it, which something else may read too."""
+    b.loyalty, before = 97, b.loyalty
+    x = b.pick()
+    b.tensors.append(x)
+    b.one(j.linear, j.linear, s.batch_norm, s.scale)(b)
+    if b.chance(30):
+        b.one(s.unary, s.idle, s.prelu, j.join)(b)
+    other = b.tensors[-1]
+    if b.chance(60):
+        b.one(j.linear, s.conv, s.matmul)(b)
+    elif b.chance(80):
+        b.tensors.append(x)
+    j.block(b)
+    b.one(s.batch_norm, s.batch_norm, s.scale, s.binary)(b)
+    if b.tensors[-1].shape == other.shape:
+        pair = [b.tensors[-1], other]
+        b.add(b.one("Add", "Add", "Sub", "Sum"), pair if b.chance(50) else pair[::-1])
+    if b.chance(40):
+        b.one(*CROSSED)(b)
+    b.one(j.linear, *LINEAR)(b)
+    b.loyalty = before
+
+
 def along_a_chain(b: Builder, kinds: Sequence[Sequence[Step]]) -> None:
     b.loyalty, before = 97, b.loyalty
     for steps in kinds:
@@ -58,7 +82,7 @@ def along_a_chain(b: Builder, kinds: Sequence[Sequence[Step]]) -> None:
     b.loyalty = before
 
 
-STEPS: list[Step] = [*[behind, ahead] * 10, *LINEAR, *AFFINE, *CROSSED]
+STEPS: list[Step] = [*[behind, ahead] * 10, *[residual] * 6, *LINEAR, *AFFINE, *CROSSED]
 
 
 @dataclass(frozen=True)
