@@ -19,7 +19,16 @@ from bnfold.deployment.kserve_manifest import inference_service
 from bnfold.deployment.machine_format import FOLDER, this_machine, write_machine_file
 from bnfold.deployment.manifest import MachineFile, Manifest, Serving
 from bnfold.deployment.portability import check_portable, check_readable
-from bnfold.deployment.preparation import MODEL_FILE, Prepared, default_name, labels_of, prepare, serving_of
+from bnfold.deployment.preparation import (
+    MODEL_FILE,
+    Prepared,
+    default_name,
+    labels_of,
+    prepare,
+    preprocessing_of,
+    serving_of,
+)
+from bnfold.deployment.preprocessing import Preprocessing, sidecar_file, write_sidecar
 from bnfold.deployment.proof import GOLDEN_FILE, Proofs, check_machine_file, prove
 from bnfold.deployment.publishing import check_name, check_place, publish_version
 from bnfold.deployment.repository import CONFIG_FILE, DeployedModel, sha256_of
@@ -76,6 +85,7 @@ class _Draft:
     prepared: Prepared
     serving: Serving
     labels: tuple[str, ...]
+    preprocessing: Preprocessing | None
     report: FoldReport
     proofs: Proofs
     machine_file: MachineFile | None
@@ -105,6 +115,8 @@ class _Draft:
         }
         for file, text in texts.items():
             (folder / file).write_text(text, encoding="utf-8")
+        if self.preprocessing is not None:
+            write_sidecar(folder / MODEL_FILE, self.preprocessing)
         inspected = Path(options.original or self.source).name
         write_json(folder / REPORT_FILE, {"model": inspected, **self.report.to_json()})
         return self._manifest(version)
@@ -120,6 +132,7 @@ class _Draft:
             serving=self.serving,
             files={},
             labels=LABELS_FILE if self.labels else None,
+            preprocessing=None if self.preprocessing is None else sidecar_file(MODEL_FILE).name,
             golden=GOLDEN_FILE if self.proofs.verified else None,
             machine_file=self.machine_file,
             verification=self.proofs.to_json(),
@@ -165,7 +178,8 @@ def deploy(
     with _work_folder() as work:
         prepared = prepare(loaded, source, work, options.shapes)
         serving = serving_of(prepared, options)
-        labels = labels_of(prepared, options.labels)
+        preprocessing = preprocessing_of(loaded, source)
+        labels = labels_of(prepared, source, options.labels)
         check_place(repository, name, prepared.inputs, prepared.outputs)
         own_report = inspect(source)
         report = own_report if options.original is None else inspect(options.original)
@@ -175,7 +189,19 @@ def deploy(
             return DeployResult(None, proofs, warnings=warnings)
         machine_file = _machine_file(prepared, work, options)
         cold_starts = _cold_starts(prepared, work, machine_file, serving, progress)
-        draft = _Draft(name, source, prepared, serving, labels, report, proofs, machine_file, cold_starts, options)
+        draft = _Draft(
+            name=name,
+            source=source,
+            prepared=prepared,
+            serving=serving,
+            labels=labels,
+            preprocessing=preprocessing,
+            report=report,
+            proofs=proofs,
+            machine_file=machine_file,
+            cold_starts=cold_starts,
+            options=options,
+        )
         deployed = publish_version(repository, name, lambda folder, version: draft.write(work, folder, version))
     return DeployResult(deployed, proofs, cold_starts, warnings)
 

@@ -244,6 +244,8 @@ class Manifest:
         serving: how to run it.
         files: every other file of the folder, by its path there.
         labels: the file with the name of one class a line, for the first output; None without.
+        preprocessing: the file that says how an image becomes the input (see :mod:`bnfold.deployment.preprocessing`);
+            None where neither a sidecar nor the model's metadata told it.
         golden: the golden file (see :mod:`bnfold.verification.golden`); None where nothing was verified.
         machine_file: the model in ONNX Runtime's own format, where one was made.
         verification: what was proven before it was deployed; ``{"verified": false}`` where nothing was.
@@ -261,6 +263,7 @@ class Manifest:
     serving: Serving
     files: Mapping[str, FileRecord]
     labels: str | None = None
+    preprocessing: str | None = None
     golden: str | None = None
     machine_file: MachineFile | None = None
     verification: Mapping[str, Any] = field(default_factory=dict)
@@ -281,6 +284,7 @@ class Manifest:
             "outputs": [spec.to_json() for spec in self.outputs],
             "serving": self.serving.to_json(),
             "labels": self.labels,
+            "preprocessing": self.preprocessing,
             "golden": self.golden,
             "machine_file": None if self.machine_file is None else self.machine_file.to_json(),
             "verification": dict(self.verification),
@@ -322,6 +326,7 @@ class Manifest:
             serving=Serving.from_json(document["serving"]),
             files=files,
             labels=_optional(document["labels"]),
+            preprocessing=_optional(document["preprocessing"]),
             golden=_optional(document["golden"]),
             machine_file=None if machine_file is None else MachineFile.from_json(machine_file),
             verification=dict(document["verification"]),
@@ -329,7 +334,8 @@ class Manifest:
             source=dict(document["source"]),
             tools=dict(document["tools"]),
         )
-        named = (manifest.model, manifest.labels, manifest.golden, machine_file and manifest.machine_file.path)  # type: ignore[union-attr]
+        own_format = None if manifest.machine_file is None else manifest.machine_file.path
+        named = (manifest.model, manifest.labels, manifest.preprocessing, manifest.golden, own_format)
         for path in named:
             if path is not None and path not in files:
                 raise InvalidManifestError(f"it names {path!r}, and no size or hash of it")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import onnx_ir as ir
 
 from bnfold.deployment.deploy_options import DEFAULT_BATCH, DeployOptions
 from bnfold.deployment.manifest import DynamicBatching, Serving, TensorSpec
+from bnfold.deployment.preprocessing import Preprocessing, from_metadata, read_sidecar
 from bnfold.errors import DataError, InputError, ModelError, OptionError
 from bnfold.files import StrPath
 from bnfold.model_file import external_tensors, write_model
@@ -158,27 +158,37 @@ def serving_of(prepared: Prepared, options: DeployOptions) -> Serving:
     )
 
 
-def labels_of(prepared: Prepared, file: StrPath | None) -> tuple[str, ...]:
-    """The name of each class of the first output, from a file or the model's metadata; empty where neither has them.
+def preprocessing_of(model: ir.Model, source: Path) -> Preprocessing | None:
+    """How an image becomes the model's input: what its sidecar says, or else its metadata; None where neither does.
+
+    Raises:
+        DataError: the sidecar is damaged.
+        ModelError: the metadata is.
+    """
+    sidecar = read_sidecar(source)
+    return from_metadata(model.metadata_props, str(source))[0] if sidecar is None else sidecar
+
+
+def labels_of(prepared: Prepared, source: Path, file: StrPath | None) -> tuple[str, ...]:
+    """The name of each class of the first output: from a file, the sidecar or the metadata; empty where none has them.
 
     Raises:
         DataError: the file cannot be read, or has another number of names than the output has classes.
+        ModelError: the metadata is damaged.
     """
-    names = _stored_labels(prepared.model) if file is None else _read_labels(Path(file))
+    sidecar = read_sidecar(source)
+    if file is not None:
+        where, names = str(file), _read_labels(Path(file))
+    elif sidecar is not None and sidecar.labels:
+        where, names = sidecar.origin, sidecar.labels
+    else:
+        where, names = f"the metadata of {source}", from_metadata(prepared.model.metadata_props, str(source))[1]
     classes = prepared.outputs[0].shape[-1] if prepared.outputs and prepared.outputs[0].shape else None
-    where = "the model's metadata" if file is None else str(file)
     if names and classes is not None and len(names) != classes:
         raise DataError(f"{where} names {len(names)} classes, and the output {prepared.outputs[0]} has {classes}")
     if any("\n" in name or not name for name in names):
         raise DataError(f"{where} has a class name that is empty or more than one line, which servers do not take")
     return names
-
-
-def _stored_labels(model: ir.Model) -> tuple[str, ...]:
-    try:
-        return tuple(str(name) for name in json.loads(model.metadata_props.get("bnfold.classes", "[]")))
-    except (ValueError, TypeError) as error:
-        raise DataError("the model's metadata of classes is damaged; give the names with --labels") from error
 
 
 def _read_labels(file: Path) -> tuple[str, ...]:

@@ -5,7 +5,7 @@
         model.onnx                      and model.onnx.data, where the weights are a file of their own
         config.pbtxt                    what NAME/config.pbtxt is while this version is served
         manifest.json                   see :mod:`bnfold.deployment.manifest`
-        labels.txt, golden.npz, fold_report.json, inferenceservice.yaml, not-portable/
+        labels.txt, model.onnx.preprocessing.json, golden.npz, fold_report.json, inferenceservice.yaml, not-portable/
 
 **What is served is the version whose own ``config.pbtxt`` NAME/config.pbtxt is a copy of**, byte for byte. Its
 ``version_policy`` names that version alone, so that Triton reads the repository in the same way. One rename of one file
@@ -111,6 +111,11 @@ class DeployedModel:
     def golden(self) -> Path | None:
         """The golden file; see :func:`bnfold.deployment.golden.golden_pair`."""
         return None if self.manifest.golden is None else self.folder / self.manifest.golden
+
+    @property
+    def preprocessing(self) -> Path | None:
+        """The file that says how an image becomes the input; see :mod:`bnfold.deployment.preprocessing`."""
+        return None if self.manifest.preprocessing is None else self.folder / self.manifest.preprocessing
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,13 @@ from bnfold.deployment.deploy_options import DeployOptions
 from bnfold.deployment.deploying import deploy
 from bnfold.deployment.golden import golden_pairs
 from bnfold.deployment.machine_format import machine_model
+from bnfold.deployment.preprocessing import Preprocessing, read_sidecar, sidecar_file, write_sidecar
 from bnfold.deployment.publishing import roll_back
 from bnfold.deployment.repository import read_repository, warnings_of
 from bnfold.deployment.triton_config import parse_config
 from bnfold.errors import BnfoldError, DataError, ModelError, OptionError, OutputError, RepositoryError, SetupError
 from bnfold.session import create_session, run_session
+from bnfold.training.dataset import Normalization
 
 pytestmark = pytest.mark.extra
 
@@ -283,6 +285,44 @@ def test_labels_come_from_a_file_or_the_metadata_and_belong_to_a_version(tmp_pat
     (found,) = read_repository(repository)
     assert found.labels == ("a", "b", "c")
     assert config_of(repository).output[0].label_filename == "1/labels.txt"
+
+
+def test_a_sidecar_goes_with_the_model_and_its_labels_come_before_the_metadatas(
+    tmp_path: Path, repository: Path
+) -> None:
+    path = convolution(tmp_path / "net.onnx")
+    preprocessing = Preprocessing((0.5, 0.5), (1.0, 2.0), size=(8, 8), channels=None, labels=("p", "q", "r"))
+    write_sidecar(path, preprocessing)
+    proto = onnx.load(path)
+    helper.set_model_props(proto, {"bnfold.classes": json.dumps(["a", "b", "c"])})
+    onnx.save(proto, path)
+    deploy(path, repository)
+    (found,) = read_repository(repository)
+    assert found.labels == ("p", "q", "r")
+    assert found.preprocessing == sidecar_file(found.model)
+    assert read_sidecar(found.model) == preprocessing
+
+
+def test_preprocessing_in_the_metadata_is_written_out_for_clients(tmp_path: Path, repository: Path) -> None:
+    path = convolution(tmp_path / "net.onnx")
+    proto = onnx.load(path)
+    helper.set_model_props(
+        proto, {"bnfold.normalization": json.dumps(Normalization(255.0, (0.1, 0.2), (1.0, 1.0)).to_json())}
+    )
+    onnx.save(proto, path)
+    deploy(path, repository)
+    (found,) = read_repository(repository)
+    written = read_sidecar(found.model)
+    assert written is not None
+    assert written.mean == (0.1, 0.2)
+    assert found.labels == ()
+
+
+def test_a_damaged_sidecar_is_refused(model: Path, repository: Path) -> None:
+    sidecar_file(model).write_text("{")
+    with pytest.raises(DataError, match="is damaged"):
+        deploy(model, repository)
+    assert not repository.exists()
 
 
 def test_a_rollback_restores_the_settings_too(model: Path, repository: Path) -> None:
