@@ -127,6 +127,10 @@ def _show(out: Output, result: DeployResult, source: Path) -> None:
     ]  # fmt: skip
     columns = ["file", "session", "range", "first run", "memory", "starts"]
     out.show(table("Cold start, in fresh processes on this machine's CPU", columns, rows, right=columns[1:]))
+    for path, start in result.cold_starts.items():
+        if (ratio := start.ratio) is not None:
+            out.say(f"Creating a session of {path} takes {ratio.estimate:.2f} times as long as one of the portable "
+                    f"file (95 % interval {ratio.low:.2f}–{ratio.high:.2f}).")  # fmt: skip
     _show_model(out, result.model)
 
 

@@ -224,6 +224,14 @@ def test_deploying_into_a_file_is_refused(tmp_path: Path) -> None:
         deploy_bytes(a_file(tmp_path))
 
 
+def test_a_repository_that_cannot_be_written_is_told_before_long_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path) != tmp_path)
+    with pytest.raises(OutputError, match="cannot be written; choose another repository"):
+        check_place(tmp_path, "net", INPUTS, OUTPUTS)
+
+
 def test_an_error_while_writing_leaves_nothing_of_a_first_deployment(tmp_path: Path) -> None:
     def full(folder: Path, _version: int) -> Manifest:
         (folder / "model.onnx").write_bytes(b"half")

@@ -8,15 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bnfold.benchmarking.candidates import Candidate, Group
 from bnfold.benchmarking.inputs import settle_shapes
 from bnfold.benchmarking.launches import LaunchRecord, cold_start
 from bnfold.benchmarking.options import Compare, Setting
+from bnfold.benchmarking.statistics import Floats, Interval, compare
 from bnfold.benchmarking.subjects import load_subjects
 from bnfold.progress import Progress, silent
 
 #: Processes for each file.
 STARTS = 7
+
+#: The same where two files are compared, and a second process of the first tells what chance does.
+COMPARED_STARTS = 15
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class ColdStart:
         first_run_s: the median time of the first run, in seconds.
         starts: how many processes.
         peak_bytes: the median of the most memory that a process held.
+        ratio: its creation time over that of the model's own file, with its 95 % interval; None for that file itself.
     """
 
     creation_s: float
@@ -38,10 +45,11 @@ class ColdStart:
     first_run_s: float
     starts: int
     peak_bytes: int
+    ratio: Interval | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict."""
-        return dict(vars(self))
+        return {**vars(self), "ratio": None if self.ratio is None else self.ratio.to_json()}
 
 
 def measure_cold_starts(
@@ -72,13 +80,14 @@ def measure_cold_starts(
         candidates=tuple(Candidate(each, setting, each.label) for each in subjects),
         feeds=settle_shapes(subject.inputs, None, shapes),
         input_seed=0,
-        has_control=False,
+        has_control=bool(others),
     )
+    starts = COMPARED_STARTS if others else STARTS
     records: list[LaunchRecord] = []
-    for number in range(STARTS):
-        progress("cold starts", number, STARTS)
+    for number in range(starts):
+        progress("cold starts", number, starts)
         records.append(cold_start(group, (0, number)))
-    progress("cold starts", STARTS, STARTS)
+    progress("cold starts", starts, starts)
     return tuple(_summary(records, index) for index in range(len(subjects)))
 
 
@@ -92,4 +101,14 @@ def _summary(records: Sequence[LaunchRecord], index: int) -> ColdStart:
         first_run_s=statistics.median(process.first_run_s for process in processes),
         starts=len(processes),
         peak_bytes=int(statistics.median(process.peak_bytes for process in processes)),
+        ratio=_ratio(records, index) if index > 0 and len(records) > 1 else None,
     )
+
+
+def _ratio(records: Sequence[LaunchRecord], index: int) -> Interval:
+    """See :mod:`bnfold.benchmarking.statistics`; each start counts as a launch of one round."""
+
+    def creations(process: int) -> list[Floats]:
+        return [np.array([record.processes[process].creation_s]) for record in records]
+
+    return compare(creations(index), creations(0), creations(-1)).latency_ratio
