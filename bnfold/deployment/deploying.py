@@ -95,7 +95,11 @@ class _Draft:
     def write(self, work: Path, folder: Path, version: int) -> Manifest:
         """Write the version's files, the model's copied from ``work``, and return its manifest."""
         prepared, options = self.prepared, self.options
-        shutil.copytree(work, folder, dirs_exist_ok=True)
+        for entry in work.iterdir():  # not the folder itself, whose mode keeps others out
+            if entry.is_dir():
+                shutil.copytree(entry, folder / entry.name)
+            else:
+                shutil.copy(entry, folder)
         config = TritonModel(
             name=self.name,
             version=version,

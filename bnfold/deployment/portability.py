@@ -108,9 +108,10 @@ def check_readable(model: ir.Model, release: str, installed: str) -> str:
         return ""
     has = f"opset {opset} and IR version {ir_version}"
     if wanted in _READS:
+        older = f"export it with --opset {reads[0]}" if opset > reads[0] else "save it with an older IR version"
         raise ModelError(
             f"ONNX Runtime {release} reads up to opset {reads[0]} and IR version {reads[1]}, and the model has {has}; "
-            f"export it with --opset {min(opset, reads[0])}, or use a newer server"
+            f"{older}, or use a newer server"
         )
     return f"bnfold does not know whether ONNX Runtime {release} reads {has}; try it there before you rely on it"
 

@@ -149,6 +149,14 @@ def test_a_deployed_model_is_complete_and_its_golden_outputs_come_out(model: Pat
         assert "off by" in next(pair.differences({"y": outputs["y"] * np.nan}))
 
 
+def test_a_server_of_another_user_can_read_all_of_it(model: Path, repository: Path) -> None:
+    deploy(model, repository, DeployOptions(ort_format="here", verify=False))
+    umask = os.umask(0)
+    os.umask(umask)
+    for entry in repository.rglob("*"):
+        assert entry.stat().st_mode & 0o777 == (0o777 if entry.is_dir() else 0o666) & ~umask, entry
+
+
 def test_the_configuration_says_what_was_asked_for(model: Path, repository: Path) -> None:
     options = DeployOptions(max_batch=16, instances=2, threads=3, queue_delay_us=500, preferred=(16, 4), arena=False)
     deploy(model, repository, options)
@@ -445,6 +453,9 @@ def test_a_server_too_old_for_the_model_is_told(tmp_path: Path, repository: Path
     new = save(tmp_path / "net.onnx", text, opset=22, ir_version=10)
     with pytest.raises(ModelError, match=r"1\.18 reads up to opset 21 and IR version 10, and the model has opset 22"):
         deploy(new, repository, DeployOptions(onnxruntime="1.18"))
+    late = save(tmp_path / "late.onnx", text, opset=17, ir_version=11)
+    with pytest.raises(ModelError, match="save it with an older IR version"):
+        deploy(late, repository, DeployOptions(onnxruntime="1.18"))
     with pytest.raises(OptionError, match="is no version of ONNX Runtime"):
         deploy(new, repository, DeployOptions(onnxruntime="newest"))
     assert deploy(new, repository, DeployOptions(onnxruntime="1.21.0")).warnings == ()
