@@ -38,6 +38,7 @@ class Output:
     quiet: bool = False
     verbose: bool = False
     exit_code: int = field(default=0, init=False)
+    _bar_console: Console | None = field(default=None, init=False)
 
     def _console(self, *, stderr: bool) -> Console:
         from rich.console import Console
@@ -64,7 +65,8 @@ class Output:
     def remark(self, sentence: str) -> None:
         """Print on stderr how long work goes, above the progress bar if there is one."""
         if not self.quiet:
-            _print_sentence(self._console(stderr=True), sentence, "")
+            # Only the bar's own console moves the bar out of the way.
+            _print_sentence(self._bar_console or self._console(stderr=True), sentence, "")
 
     def warn(self, message: str) -> None:
         """Print a warning on stderr."""
@@ -126,9 +128,11 @@ class Output:
             if speed is not None:
                 bars.update(tasks[stage], speed=f"{speed:,.0f}")
 
+        self._bar_console = bars.console
         try:
             yield report
         finally:
+            self._bar_console = None
             bars.stop()
 
 

@@ -26,8 +26,11 @@ from bnfold.training.schedule import augmented, learning_rate, network_seed, sam
 
 #: Everything that has a state or draws numbers: augmentation, dropout, mixed precision, an average, parts of a step.
 ALL_AT_ONCE = {
-    "model": "efficientnet", "model_args": {"dropout": 0.3, "widths": [4, 8], "blocks": 1, "stem": 4, "head": 8, "expansion": 2, "kernels": 3}, "optimizer": "adamw", "ema": 0.9, "precision": "bfloat16",
-    "accumulate": 2, "shift": 1,
+    "model": "efficientnet",
+    "model_args": {
+        "widths": [4, 8], "blocks": 1, "kernels": 3, "expansion": 2, "stem": 4, "head": 8, "dropout": 0.3,
+    },
+    "optimizer": "adamw", "ema": 0.9, "precision": "bfloat16", "accumulate": 2, "shift": 1,
 }  # fmt: skip
 
 

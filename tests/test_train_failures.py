@@ -87,7 +87,7 @@ def _finite_checkpoint(folder: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_names_step_and_layer_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
-    told = r"loss is nan at step 2 of epoch 1: layer hidden\.0 \(Linear\) .* weights \(up to .*e\+3\d\) are; lower lr"
+    told = r"loss is nan at step 2 of epoch 1: layer hidden\.0 \(Linear\) .* weights \(up to .*e\+3\d\) are; lower lr .* initial weights is kept"
     with pytest.raises(InputError, match=told):
         train(quick_options(tmp_path, lr=1e38, model_args={"widths": [8]}, warmup_epochs=0))
     _finite_checkpoint(tmp_path / "run")
@@ -121,6 +121,20 @@ def test_the_first_layer_that_is_not_finite_is_found(network: nn.Module, images:
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(first_layer_not_finite(network, images))
     assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_a_run_that_diverges_later_keeps_the_checkpoint_of_the_epoch_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(stage: str, done: int, _total: int) -> None:
+        if (stage, done) == ("training", 8):
+            monkeypatch.setattr("bnfold.training.trainer.learning_rate", lambda *_: 1e38)
+
+    with pytest.raises(InputError, match=r"in epoch 2: .*|of epoch 2: .*") as told:
+        train(quick_options(tmp_path), spoil)
+    assert "the checkpoint after epoch 1 is kept" in str(told.value)
+    monkeypatch.undo()
+    assert train(resume_options(str(tmp_path / "run"))).resumed_at == 1
 
 
 def test_a_statistic_that_is_not_finite_counts_as_state() -> None:

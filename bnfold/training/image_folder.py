@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -26,6 +28,9 @@ _TEST_FOLDERS = ("test", "val", "valid", "validation")
 _LAYOUT = "imagefolder:DIR needs DIR/train/CLASS/*.png and DIR/test/CLASS/*.png, or DIR/CLASS/*.png"
 _GRAY_MODES = frozenset(("1", "L", "LA"))
 _WIDE_MODES = frozenset(("I", "F"))
+
+#: Images that are decoded at once, at most.
+_READERS = 8
 
 
 def load_image_folder(folder: Path, image_size: int | None) -> DataSet:
@@ -146,19 +151,27 @@ def read_images(files: Sequence[Path], image_size: int | None = None) -> NDArray
         DataError: a file is not an image, is damaged, has more than 8 bits a channel, or differs in size.
         MissingExtraError: Pillow is not installed.
     """
-    opened = [_read_image(file, image_size) for file in files]
-    gray = all(image.mode in _GRAY_MODES for image in opened)
-    size = opened[0].size
-    images = np.empty((len(files), 1 if gray else 3, size[1], size[0]), dtype=np.uint8)
-    for index, image in enumerate(opened):
+    size = _read_image(files[0], image_size).size
+    images = np.empty((len(files), 3, size[1], size[0]), dtype=np.uint8)
+
+    def read(index: int) -> bool:
+        """Put one image in its place, and tell whether it is gray."""
+        image = _read_image(files[index], image_size)
         if image.size != size:
             raise DataError(
                 f"{files[index]} is {image.width}×{image.height} and {files[0]} {size[0]}×{size[1]}; "
                 "give an image size to which all are resized"
             )
-        pixels = np.asarray(image.convert("L" if gray else "RGB"))
-        images[index] = pixels[None] if gray else pixels.transpose(2, 0, 1)
-    return images
+        images[index] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        return image.mode == "L"
+
+    # Threads, since Pillow lets go of the interpreter's lock while it decodes.
+    pool = ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1))
+    try:
+        gray = all(list(pool.map(read, range(len(files)))))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return np.ascontiguousarray(images[:, :1]) if gray else images
 
 
 def _read_image(file: Path, image_size: int | None) -> Image:

@@ -38,7 +38,7 @@ def take_step(training: Training, epoch: int, step: int, order: NDArray[np.int64
         WorkerError: another worker is gone.
     """
     options, team = training.options, training.team
-    torch.manual_seed(network_seed(options.seed, epoch, step, team.rank))
+    _seed(network_seed(options.seed, epoch, step, team.rank), team.device)
     training.optimizer.zero_grad(set_to_none=True)
     total = 0.0
     parts = _parts(training, epoch, step, order)
@@ -52,7 +52,7 @@ def take_step(training: Training, epoch: int, step: int, order: NDArray[np.int64
             if not math.isfinite(mean):
                 with autocast(training):
                     where = first_layer_not_finite(training.network, images)
-                raise diverged(training, f"the loss is {mean} at step {step + 1} of epoch {epoch + 1}", where)
+                raise diverged(training, epoch, f"the loss is {mean} at step {step + 1} of epoch {epoch + 1}", where)
             (loss / len(parts)).backward()  # type: ignore[no-untyped-call]
         total += mean / len(parts)
     training.optimizer.step()
@@ -61,12 +61,17 @@ def take_step(training: Training, epoch: int, step: int, order: NDArray[np.int64
     return total
 
 
-def diverged(training: Training, what: str, where: str) -> InputError:
-    """The error of a run whose numbers are no longer finite."""
-    return InputError(
-        f"{what}: {where}; lower lr ({training.options.peak_lr:g}) and start anew (--overwrite); "
-        "the last good checkpoint was kept"
-    )
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed what draws in a step; torch.manual_seed takes longer than a small step, as it asks every kind of device."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def diverged(training: Training, epoch: int, what: str, where: str) -> InputError:
+    """The error of a run whose numbers are no longer finite, after ``epoch`` whole epochs."""
+    kept = f"the checkpoint after epoch {epoch} is kept" if epoch else "the checkpoint of the initial weights is kept"
+    return InputError(f"{what}: {where}; lower lr ({training.options.peak_lr:g}) and start anew (--overwrite); {kept}")
 
 
 def autocast(training: Training) -> torch.autocast:

@@ -108,7 +108,7 @@ def _train(
         }
         if not math.isfinite(test_loss):
             where = "running statistics or weights have become so large that evaluation overflows"
-            raise diverged(training, f"the test loss is {test_loss} after epoch {place.epoch + 1}", where)
+            raise diverged(training, place.epoch, f"the test loss is {test_loss} after epoch {place.epoch + 1}", where)
         place = Place(place.epoch + 1, 0, 0.0, (*place.history, row))
         _save(training, folder, place)
         on_epoch(row)
@@ -144,8 +144,8 @@ def _save(training: Training, folder: Path, place: Place) -> None:
     """Checkpoint and metrics of the place reached, by the worker that writes."""
     name = not_finite_state(training.model)
     if name is not None:  # on all workers alike
-        what = f"a weight is not finite in epoch {place.epoch + (place.step > 0)}"
-        raise diverged(training, what, f"{name} is the first")
+        epoch = place.epoch if place.step else place.epoch - 1  # the last before this one
+        raise diverged(training, epoch, f"a weight is not finite in epoch {epoch + 1}", f"{name} is the first")
     if training.team.leads:
         save_checkpoint(folder / CHECKPOINT_FILE, training.model, training.optimizer, place, training.average_network)
         _write_metrics(folder, place)
