@@ -13,7 +13,17 @@ from bnfold.fold.report import Kept
 ARRAYS: dict[str, Array] = (
     norm(4)
     | norm(4, "2")
-    | constants(w=(4, 4, 1, 1), u=(4, 4, 1, 1), v=(4, 4, 3, 3), d=(4, 1, 3, 3), b=(4,), k=(4, 1, 1), full=(1, 4, 6, 6))
+    | constants(
+        w=(4, 4, 1, 1),
+        u=(4, 4, 1, 1),
+        v=(4, 4, 3, 3),
+        d=(4, 1, 3, 3),
+        b=(4,),
+        k=(4, 1, 1),
+        k2=(4, 1, 1),
+        k3=(4, 1, 1),
+        full=(1, 4, 6, 6),
+    )
     | {"one": np.array(2.5)}
 )
 
@@ -37,6 +47,9 @@ FOLDS = [
     ("another summand that is a constant", "a = Tanh(x) n = Mul(a, k) s = Add(n, full) y = Conv(s, u)", {"Mul": 0}),
     ("a scale that takes the other in", "i = Sigmoid(z) o = Mul(i, k) a = Tanh(x) n = BN(a) s = Add(n, o) y = Conv(s, u)", {"BatchNormalization": 1, "Mul": 0}),
     ("one factor for all channels", "o = Conv(z, w) a = Tanh(x) n = Mul(a, one) s = Add(n, o) y = Conv(s, u)", {"Mul": 0}),
+    ("past the shift of its own channels", "a = Tanh(x) n = Mul(a, k) i = Identity(n) s = Add(i, k2) y = Conv <pads=[1,1,1,1]> (s, v)", {"Mul": 0}),
+    ("past a shift that took another in", "a = Tanh(x) n = Mul(a, k) i = Identity(n) s = Add(i, k2) r = Identity(s) q = Add(r, k3) y = Conv <pads=[1,1,1,1]> (q, v)", {"Mul": 0, "Add": 1}),
+    ("past what it is subtracted from, which took another in", "a = Tanh(x) n = Mul(a, k) i = Identity(n) s = Sub(k2, i) r = Identity(s) q = Add(r, k3) y = Conv <pads=[1,1,1,1]> (q, v)", {"Mul": 0, "Sub": 1, "Add": 0}),
     ("into a batch norm", "o = Conv(z, w) a = Tanh(x) n = BN(a) s = Add(n, o) y = BN2(s)", {"BatchNormalization": 1}),
 ]  # fmt: skip
 
@@ -95,6 +108,20 @@ def test_scales_within_range_do_fold() -> None:
     arrays = used(text, ARRAYS) | {"k": np.array([1.0, -(2.0**-16), 2.0**16, 3.0]).reshape(4, 1, 1)}
     copy, _ = folded(model_of(text, arrays))
     assert ops(copy) == {"Conv": 2, "Tanh": 1, "Add": 1}
+
+
+@pytest.mark.parametrize("kept", ["n", "s", "o"])
+def test_affine_that_is_left_out_takes_nothing(kept: str) -> None:
+    text = graph(
+        "i = Sigmoid(z) o = Mul(i, k3) a = Tanh(x) n = Mul(a, k) e = Identity(n) s = Add(e, k2) r = Add(s, o) y = Conv(r, u)"
+    )
+    arrays = used(text, ARRAYS)
+    copy, _ = folded(model_of(text, arrays), selected=lambda node: node.outputs[0].name != kept)
+    left = next(node for node in copy.graph if node.outputs[0].name == kept)
+    constant = left.inputs[1]
+    assert constant is not None
+    assert constant.const_value is not None
+    assert np.array_equal(constant.const_value.numpy(), arrays[{"n": "k", "s": "k2", "o": "k3"}[kept]])
 
 
 def test_summand_of_one_pixel_makes_room_too() -> None:

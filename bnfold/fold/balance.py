@@ -21,11 +21,12 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.affine import ChannelAffine
+from bnfold.fold.affine_ops import expressible
 from bnfold.fold.commute import RULES
 from bnfold.fold.plan import Planner, readers_to_change, view_of
 from bnfold.fold.report import Reason, Refusal
 from bnfold.fold.search import TOO_FAR, Plan, Search
-from bnfold.fold.sites import Site
+from bnfold.fold.sites import Site, read_affine
 from bnfold.graph import ModelGraph, in_default_domain, label, readers
 
 #: Types whose range leaves room for values that are larger or smaller than the model's own.
@@ -116,6 +117,9 @@ def _past_sum(
         return Refusal(Reason.CONSUMER_NOT_LINEAR, f"{label(node)} is no sum")
     if node.graph is not search.site.nodes[0].graph:
         return Refusal(Reason.OTHER_SCOPE, f"{label(node)} belongs to another scope of the model")
+    reading = read_affine(node, planner.graph, planner.pending.affines)
+    if isinstance(reading, Site):
+        return _past_affine(planner, search, reading, affine)
     view = view_of(node, planner.graph, planner.pending)
     crossing = RULES[node.op_type].balanced(view, index, affine)
     if isinstance(crossing, Refusal):
@@ -129,6 +133,23 @@ def _past_sum(
         *(_Ahead(node.outputs[i], after, None) for i, after in outputs.items()),
         *(_Behind(value, scale, node) for value, scale in behind),
     ]
+
+
+def _past_affine(planner: Planner, search: Search, following: Site, affine: ChannelAffine) -> Sequence[_Step] | Refusal:
+    """Let an affine op take the shift and pass on the scale: ``p·(s·x + t) + q = s·(p·x + (p·t + q)/s)``.
+
+    It goes by what the op stands for, not by its constant, which may not have been written yet.
+    """
+    (node,) = following.nodes
+    if not planner.selected(node):
+        return Refusal(Reason.NOT_SELECTED, f"{label(node)} is left out by the choice of nodes")
+    both, back = affine.then(following.affine), affine.scale_only().inverse()
+    whole = None if both is None else both.shift_only().then(back)
+    rest = None if whole is None else following.affine.scale_only().then(whole.shift_only())
+    if rest is None or not expressible(node, rest, planner.graph):
+        return Refusal(Reason.NONZERO_SHIFT, f"{label(node)} ({node.op_type}) does not take the shift")
+    search.affines[node] = rest
+    return [_Ahead(following.output, affine.scale_only(), None)]
 
 
 def _go_back(planner: Planner, search: Search, step: _Behind) -> Sequence[_Step] | Refusal:
