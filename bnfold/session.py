@@ -45,6 +45,7 @@ class SessionOptions:
         level: graph optimization level, a key of :data:`LEVELS`.
         threads: intra-op threads; 0 leaves the choice to ONNX Runtime.
         spinning: whether idle worker threads spin for a while before they sleep (ONNX Runtime's default).
+        arena: whether memory that a run no longer needs is kept for the next one.
         disabled_optimizers: names of ONNX Runtime's own graph transformers to leave out.
         provider_options: passed on to the provider.
         profile: where ONNX Runtime writes its profile when the session ends it, as the beginning of a path; empty
@@ -57,6 +58,7 @@ class SessionOptions:
     level: str = "all"
     threads: int = 0
     spinning: bool = True
+    arena: bool = True
     disabled_optimizers: tuple[str, ...] = ()
     provider_options: Mapping[str, str] = field(default_factory=dict)
     profile: str = ""
@@ -109,6 +111,7 @@ def create_session(model: str | Path | bytes, options: SessionOptions | None = N
     settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[options.level])
     settings.intra_op_num_threads = options.threads
     settings.log_severity_level = 4  # errors come back as exceptions; the log would repeat them on stderr
+    settings.enable_cpu_mem_arena = settings.enable_mem_pattern = options.arena
     if not options.spinning:
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if options.profile:

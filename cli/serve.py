@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 @click.option("--grpc-port", type=click.IntRange(0, 65535), default=8001, show_default=True, help="0 takes a free one.")
 @click.option("--provider", type=click.Choice(["cpu", "cuda", "tensorrt"]),
               help="Run on this in place of what each model was deployed for.")  # fmt: skip
+@click.option(
+    "--ort-format", is_flag=True, help="Load the file that `bnfold deploy --ort-format` made for this machine."
+)
 @click.option("--max-body", type=click.IntRange(min=1), default=64 << 20, show_default=True,
               help="Bytes of one request.")  # fmt: skip
 @click.option("--max-requests", type=click.IntRange(min=1), default=512, show_default=True,
@@ -37,6 +40,7 @@ def command(
     http_port: int,
     grpc_port: int,
     provider: str | None,
+    ort_format: bool,
     max_body: int,
     max_requests: int,
     drain: float,
@@ -55,6 +59,7 @@ def command(
         http_port=http_port,
         grpc_port=grpc_port,
         provider=provider or "",
+        ort_format=ort_format,
         max_body=max_body,
         max_requests=max_requests,
         drain=drain,

@@ -16,7 +16,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from bnfold.deployment.manifest import DATATYPES, DynamicBatching, Manifest, Serving, TensorSpec
+from bnfold.deployment.machine_format import FOLDER, write_machine_file
+from bnfold.deployment.manifest import DATATYPES, DynamicBatching, Machine, MachineFile, Manifest, Serving, TensorSpec
 from bnfold.deployment.publishing import publish_version
 from bnfold.deployment.repository import DeployedModel
 from bnfold.verification import record_golden
@@ -58,8 +59,9 @@ def deploy_model(
     serving: Serving,
     *,
     golden: onnx.ModelProto | None = None,
+    machine: Machine | None = None,
 ) -> DeployedModel:
-    """Put a model there, with a golden file made from ``golden``, if that is given."""
+    """Put a model there, with a golden file made from ``golden`` and ONNX Runtime's own format, if those are given."""
 
     def fill(folder: Path, version: int) -> Manifest:
         onnx.save(model, folder / "model.onnx")
@@ -67,6 +69,11 @@ def deploy_model(
             onnx.save(golden, folder / "reference.onnx")
             record_golden(folder / "reference.onnx", folder / "golden.npz")
             (folder / "reference.onnx").unlink()
+        made = None
+        if machine is not None:
+            (folder / FOLDER).mkdir()
+            file = write_machine_file(folder / "model.onnx", folder / FOLDER, machine)
+            made = MachineFile(f"{FOLDER}/{file.name}", machine)
         config = f'name: "{name}"\nversion_policy {{ specific {{ versions: {version} }} }}\n'
         (folder / "config.pbtxt").write_text(config)
         return Manifest(
@@ -79,6 +86,7 @@ def deploy_model(
             serving=serving,
             files={},
             golden=None if golden is None else "golden.npz",
+            machine_file=made,
         )
 
     return publish_version(repository, name, fill)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import signal
@@ -22,10 +23,16 @@ import pytest
 import served
 import tritonclient.grpc
 import tritonclient.http
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 from tritonclient.utils import InferenceServerException
 
+from bnfold.deployment.machine_format import this_machine
 from bnfold.deployment.manifest import DATATYPES
+from bnfold.deployment.repository import read_repository
+from bnfold.deployment.serving import http_codec
+from bnfold.deployment.serving.request import RequestError
 
 pytestmark = [pytest.mark.extra, pytest.mark.filterwarnings("ignore")]  # the clients' own warnings
 
@@ -526,6 +533,34 @@ def _eventually(condition, seconds=20):
         time.sleep(0.05)
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**65), 2**65) | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@pytest.fixture(scope="module")
+def sums(repository):
+    return next(model for model in read_repository(repository) if model.name == "sums")
+
+
+@given(data=st.data())
+def test_whatever_a_body_holds_it_is_a_request_or_a_bad_one(sums, data):
+    document = _document(parameters={}, outputs=[{"name": "sum", "parameters": {"binary_data": True}}], id="1")
+    places = [(document, key) for key in document]
+    places += [(item, key) for item in document["inputs"] for key in (*item, "parameters")]
+    places += [(document["outputs"][0], key) for key in document["outputs"][0]]
+    for holder, key in data.draw(st.lists(st.sampled_from(places), max_size=2)):
+        holder[key] = data.draw(JSON)
+    body = json.dumps(document).encode() + data.draw(st.binary(max_size=8))
+    length = data.draw(st.none() | st.text(max_size=5) | st.integers(-1, len(body) + 1).map(str))
+    with contextlib.suppress(RequestError):
+        request = http_codec.decode(sums, body, length)
+        assert {name: values.dtype for name, values in request.feeds.items()} == {"x": np.float32, "by": np.float32}
+        assert all(1 <= len(values) <= 8 for values in request.feeds.values())
+
+
 # The server's life.
 
 
@@ -555,9 +590,29 @@ def test_what_is_in_flight_is_finished_and_what_comes_later_is_refused(own, prot
         assert _code(error) in ("503", "UNAVAILABLE")
         for answer in running:
             np.testing.assert_array_equal(answer.result(30), np.eye(64))
-        assert server.end() == (0, "digits version 1 on cpu\nslow version 1 on cpu\n"
-                                   f"Serving on http://{server.http} and grpc://{server.grpc}. Stop with Ctrl-C.\n"
-                                   "Stopped; nothing was in flight any more.\n")  # fmt: skip
+        code, errors = server.end()
+        assert code == 0
+        assert errors.endswith("Stop with Ctrl-C.\nStopped; nothing was in flight any more.\n")
+
+
+def test_a_signal_while_models_are_loaded_ends_it(own):
+    process = subprocess.Popen(served.command(own), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode in (0, 143)
+    assert "Traceback" not in errors
+    assert out == "" or process.returncode == 0
+
+
+def test_each_request_is_logged_if_that_is_asked_for(own):
+    with served.serving(own, "--access-log", "--quiet") as server:
+        for protocol in CLIENTS:
+            _slow(protocol, server, 1)
+        server.stop()
+        _, errors = server.end()
+    assert "POST '/v2/models/slow/infer' 200" in errors
+    assert "ModelInfer 'slow' OK" in errors
 
 
 def test_what_takes_longer_than_the_drain_is_cut_off_and_told(own):
@@ -641,6 +696,7 @@ def test_ports_are_told_and_bound_to_this_machine_only(own):
         ]
         assert server.http.startswith("127.0.0.1:")
         assert server.grpc.startswith("127.0.0.1:")
+        assert server.announced["warnings"] == ["slow version 1 was deployed without proof and is served unchecked"]
         assert 0 < int(server.http.split(":")[1]) != int(server.grpc.split(":")[1]) > 0
 
 
@@ -743,6 +799,23 @@ def test_a_provider_or_address_that_is_not_here_is_an_error(repository, options,
     code, sentence = fails(repository, *options)
     assert code == 3
     assert words in sentence
+
+
+def test_a_file_in_onnx_runtimes_own_format_is_served_on_its_machine_and_nowhere_else(tmp_path, fails):
+    path = tmp_path / "repository"
+    served.deploy_classifier(path)
+    code, sentence = fails(path, "--ort-format")
+    assert code == 3
+    assert "has no file in ONNX Runtime's own format" in sentence
+    here, model = this_machine(), served.classifier()
+    served.deploy_model(path, "digits", model, *served.CLASSIFIER, served.BATCHED, golden=model, machine=here)
+    with served.serving(path, "--ort-format") as server:
+        assert _ask("grpc", server, "digits", {"x": _images(2)}).as_numpy("logits").shape == (2, 10)
+    there = replace(here, cpu="abacus")
+    served.deploy_model(path, "digits", model, *served.CLASSIFIER, served.BATCHED, golden=model, machine=there)
+    code, sentence = fails(path, "--ort-format")
+    assert code == 3
+    assert "abacus" in sentence
 
 
 def test_a_repository_without_models_is_an_error(tmp_path, fails):

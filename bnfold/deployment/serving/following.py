@@ -6,10 +6,11 @@ import asyncio
 import logging
 from pathlib import Path
 
-from bnfold.deployment.repository import DeployedModel, load_version, model_folders, read_repository
+from bnfold.deployment.repository import DeployedModel, load_version, model_folders, read_repository, warnings_of
 from bnfold.deployment.serving.loading import load
 from bnfold.deployment.serving.options import ServeOptions
 from bnfold.deployment.serving.service import ServedModel, Service
+from bnfold.deployment.serving.sessions import target_of
 from bnfold.errors import BnfoldError, RepositoryError
 
 _LOG = logging.getLogger("bnfold.serve")
@@ -34,9 +35,19 @@ class Fleet:
     def models(self) -> tuple[tuple[str, int, str], ...]:
         """Each model that is served, with its version and what it runs on."""
         return tuple(
-            (model.name, model.deployed.version, self._options.provider or model.deployed.serving.target)
+            (model.name, model.deployed.version, target_of(model.deployed, self._options))
             for model in self.service.models
         )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What of the repository is not served, and what is served without having been checked."""
+        unchecked = (
+            f"{model.name} version {model.deployed.version} was deployed without proof and is served unchecked"
+            for model in self.service.models
+            if model.deployed.golden is None
+        )
+        return (*warnings_of(self._repository), *unchecked)
 
     async def load(self) -> None:
         """Load every model.
@@ -77,7 +88,7 @@ class Fleet:
         await asyncio.gather(*self._closing, *(model.close(0) for model in self.service.models))
 
     async def _load(self, model: DeployedModel) -> None:
-        runs = await asyncio.to_thread(load, model, self._options.provider)
+        runs = await asyncio.to_thread(load, model, self._options)
         before = self.service.put(ServedModel(model, runs, self.service.metrics))
         if before is not None:
             self._close(before)

@@ -164,7 +164,9 @@ def encode(model: DeployedModel, request: Request, values: Mapping[str, NDArray[
         else:
             entry["data"] = _json_values(output.name, array)
         described.append(entry)
-    document = {"model_name": model.name, "model_version": str(model.version), "id": request.id, "outputs": described}
+    document = {"model_name": model.name, "model_version": str(model.version), "outputs": described}
+    if request.id:
+        document["id"] = request.id
     text = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
     return Body(b"".join([text, *tensors]), len(text) if tensors else None)
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from bnfold.deployment.golden import GoldenPair, golden_pairs
 from bnfold.deployment.repository import DeployedModel
 from bnfold.deployment.serving.batching import Run
+from bnfold.deployment.serving.options import ServeOptions
 from bnfold.deployment.serving.request import RequestError, RunError
-from bnfold.deployment.serving.sessions import open_sessions
+from bnfold.deployment.serving.sessions import open_sessions, target_of
 from bnfold.errors import ModelError
 
 #: How far off an accelerator may be, as a share of the output's largest value: the golden file's bounds are those of
@@ -21,21 +22,18 @@ from bnfold.errors import ModelError
 _ACCELERATOR_SHARE = 0.02
 
 
-def load(model: DeployedModel, provider: str) -> tuple[Run, ...]:
+def load(model: DeployedModel, options: ServeOptions) -> tuple[Run, ...]:
     """The sessions of a model, each found to give what the golden file says.
-
-    Args:
-        model: what to load.
-        provider: what to run it on; empty for what it was deployed for.
 
     Raises:
         ProviderError: the provider does not run here.
+        SetupError: ONNX Runtime's own format was asked for, and there is none for this machine.
         ModelError: ONNX Runtime does not load the model, or it gives something else.
         DataError: the golden file is damaged.
     """
-    runs = open_sessions(model, provider)
+    runs = open_sessions(model, options)
     if model.golden is not None:
-        on_cpu = (provider or model.serving.target) == "cpu"
+        on_cpu = target_of(model, options) == "cpu"
         pairs = [pair if on_cpu else _relaxed(pair) for pair in golden_pairs(model.golden)]
         for run in runs:
             for pair in pairs:

@@ -16,6 +16,7 @@ class ServeOptions:
         http_port: TCP port of HTTP; 0 takes a free one.
         grpc_port: TCP port of gRPC; 0 takes a free one.
         provider: ``cpu``, ``cuda`` or ``tensorrt`` in place of what each model was deployed for; empty for that.
+        ort_format: load ONNX Runtime's own format, which is made for one type of machine and an error on another.
         max_body: bytes of one request, once decompressed; larger ones are refused.
         max_requests: requests at once, those that wait in a queue included; more are refused.
         drain: seconds that requests in flight are given to finish when the server is asked to stop.
@@ -26,6 +27,7 @@ class ServeOptions:
     http_port: int = 8000
     grpc_port: int = 8001
     provider: str = ""
+    ort_format: bool = False
     max_body: int = 64 << 20
     max_requests: int = 512
     drain: float = 30.0

@@ -17,6 +17,7 @@ from kserve.protocol.grpc.servicer import InferenceServicer
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
 from bnfold.deployment.serving import grpc_codec
+from bnfold.deployment.serving.options import ServeOptions
 from bnfold.deployment.serving.request import (
     OverloadedError,
     RequestError,
@@ -29,6 +30,9 @@ from bnfold.deployment.serving.service import Service
 
 _LOG = logging.getLogger("bnfold.serve")
 _ACCESS = logging.getLogger("bnfold.serve.access")
+
+#: Calls at once beyond the inference requests that are taken.
+_OTHER_CALLS = 64
 
 _STATUS: Mapping[type[Exception], StatusCode] = {
     RequestError: StatusCode.INVALID_ARGUMENT,
@@ -108,11 +112,13 @@ async def _abort(context: Any, error: Exception) -> NoReturn:
     raise AssertionError  # abort always raises
 
 
-def create_server(service: Service, max_body: int) -> aio.Server:
+def create_server(service: Service, limits: ServeOptions) -> aio.Server:
     """The server that answers over gRPC; it listens nowhere yet."""
     server = aio.server(
+        # gRPC reads a whole message before it asks: this bounds how many are held. The rest is for health and metadata.
+        maximum_concurrent_rpcs=limits.max_requests + _OTHER_CALLS,
         options=[
-            ("grpc.max_receive_message_length", max_body),
+            ("grpc.max_receive_message_length", limits.max_body),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),  # a port that another server has is an error, not shared with it
         ],

@@ -19,7 +19,7 @@ class Announcement:
         http: address of HTTP, such as ``127.0.0.1:8000``.
         grpc: address of gRPC.
         models: each model with its version and the provider that it runs on.
-        warnings: what of the repository is not served, and why.
+        warnings: what of the repository is not served, and what is served unchecked.
     """
 
     http: str

@@ -13,7 +13,6 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
-from bnfold.deployment.repository import warnings_of
 from bnfold.deployment.serving.following import Fleet
 from bnfold.deployment.serving.metrics import Metrics
 from bnfold.deployment.serving.options import ServeOptions
@@ -23,6 +22,9 @@ from bnfold.deployment.serving.rpc import create_server
 from bnfold.deployment.serving.run import Announcement
 from bnfold.deployment.serving.service import Service
 from bnfold.files import StrPath
+
+#: Seconds that a connection may be idle: longer than clients and proxies keep theirs, as KServe has it.
+_KEEP_ALIVE = 65
 
 #: Seconds that connections are given to close once nothing is in flight.
 _CLOSING = 1
@@ -46,7 +48,7 @@ async def _serve(repository: Path, options: ServeOptions, announce: Callable[[An
     service = Service(Metrics(), options.max_requests)
     address = resolve(options.host)
     listener = bind_http(address, options.http_port)
-    rpc = create_server(service, options.max_body)
+    rpc = create_server(service, options)
     grpc_port = bind_grpc(rpc, address, options.grpc_port)
     http_port = listener.getsockname()[1]
     http = _Http(_http_config(service, options))
@@ -54,7 +56,7 @@ async def _serve(repository: Path, options: ServeOptions, announce: Callable[[An
     await rpc.start()
     fleet = Fleet(repository, options, service)
     working = asyncio.create_task(_work(fleet, options, lambda: announce(
-        Announcement(written(address, http_port), written(address, grpc_port), fleet.models, warnings_of(repository))
+        Announcement(written(address, http_port), written(address, grpc_port), fleet.models, fleet.warnings)
     )))  # fmt: skip
     try:
         with _stop_signal() as stop:
@@ -91,6 +93,7 @@ def _http_config(service: Service, options: ServeOptions) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=_CLOSING,
     )
 

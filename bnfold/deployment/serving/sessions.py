@@ -7,32 +7,38 @@ from typing import Any
 
 import numpy as np
 
+from bnfold.deployment.machine_format import machine_model
 from bnfold.deployment.repository import DeployedModel
 from bnfold.deployment.serving.batching import Feeds, Run, Values
+from bnfold.deployment.serving.options import ServeOptions
 from bnfold.deployment.serving.request import RequestError, RunError
 from bnfold.extras import require
 from bnfold.session import SessionOptions, create_session, one_line, runtime_errors
 
 
-def open_sessions(model: DeployedModel, provider: str) -> tuple[Run, ...]:
-    """One session for each instance of a model.
+def target_of(model: DeployedModel, options: ServeOptions) -> str:
+    """What a model is run on: what it was deployed for, or what was asked for in place of that."""
+    return options.provider or model.serving.target
 
-    Args:
-        model: what to run.
-        provider: what to run it on; empty for what it was deployed for.
+
+def open_sessions(model: DeployedModel, how: ServeOptions) -> tuple[Run, ...]:
+    """One session for each instance of a model.
 
     Raises:
         ProviderError: the provider is not installed or does not run here.
         ModelError: ONNX Runtime does not load the file.
+        SetupError: ONNX Runtime's own format was asked for, and there is none for this machine.
     """
-    target = provider or model.serving.target
+    target = target_of(model, how)
+    file = machine_model(model) if how.ort_format else model.model
     options = SessionOptions(
         provider=target,
         threads=model.serving.threads,
+        arena=model.serving.arena,
         spinning=False,  # threads that spin while they wait would take the cores from those that read requests
         provider_options=_provider_options(target, model.serving.precision),
     )
-    return tuple(_runner(create_session(model.model, options), model) for _ in range(model.serving.instances))
+    return tuple(_runner(create_session(file, options), model) for _ in range(model.serving.instances))
 
 
 def _provider_options(target: str, precision: str) -> Mapping[str, str]:
