@@ -19,7 +19,11 @@ _EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "cpu": (("onnxruntime", "scipy"), "verify, benchmark and predict on the CPU"),
     "cuda": (("onnxruntime-gpu", "scipy"), "verify, benchmark and predict on CUDA"),
     "train": (("torch", "onnxscript", "safetensors", "scikit-learn", "pillow"), "train and export"),
-    "plot": (("matplotlib", "jinja2"), "HTML reports with plots"),
+    "plot": (("matplotlib", "jinja2"), "write HTML reports with plots"),
+    "parquet": (("pyarrow",), "predict from Parquet and into it"),
+    "ray": (("ray", "pyarrow"), "predict on a Ray cluster"),
+    "triton": (("tritonclient", "grpcio", "pyyaml"), "deploy for Triton and KServe"),
+    "serve": (("kserve",), "serve"),
 }
 _CORE = ("bnfold", "onnx", "onnx-ir", "numpy", "ml_dtypes")
 
