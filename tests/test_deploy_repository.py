@@ -15,7 +15,15 @@ from pathlib import Path
 import pytest
 from deployments import INPUTS, OUTPUTS, deploy_bytes, fill
 
-from bnfold.deployment.manifest import Manifest, TensorSpec
+from bnfold.deployment.manifest import (
+    DynamicBatching,
+    FileRecord,
+    Machine,
+    MachineFile,
+    Manifest,
+    Serving,
+    TensorSpec,
+)
 from bnfold.deployment.publishing import check_place, publish_version, roll_back
 from bnfold.deployment.repository import model_folder, read_repository, warnings_of
 from bnfold.errors import OptionError, OutputError, RepositoryError
@@ -67,6 +75,29 @@ def test_a_version_folder_of_another_tool_is_counted_and_not_served(tmp_path: Pa
     deploy_bytes(tmp_path)
     (tmp_path / "net" / "7").mkdir()
     assert deploy_bytes(tmp_path).version == 8
+
+
+def test_a_manifest_reads_back_as_it_was_written() -> None:
+    record = FileRecord(3, "0" * 64)
+    manifest = Manifest(
+        name="net",
+        version=7,
+        created="2026-01-01T00:00:00+00:00",
+        model="model.onnx",
+        inputs=(TensorSpec("x", "FP16", (None, 3, None)), TensorSpec("n", "INT64", ())),
+        outputs=OUTPUTS,
+        serving=Serving(8, "tensorrt", "FP16", 2, 3, False, DynamicBatching(500, (4, 8))),
+        files=dict.fromkeys(("model.onnx", "labels.txt", "p.json", "golden.npz", "not-portable/here.ort"), record),
+        labels="labels.txt",
+        preprocessing="p.json",
+        golden="golden.npz",
+        machine_file=MachineFile("not-portable/here.ort", Machine("here", "cpu", "avx2", "Linux", "1.2", "CPU")),
+        verification={"verified": True},
+        cold_start={"model.onnx": {"starts": 7}},
+        source={"file": "net.onnx"},
+        tools={"onnx": "1.0"},
+    )
+    assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
 
 
 def cut(file: Path) -> None:

@@ -25,8 +25,9 @@ from bnfold.deployment.cold_start import ColdStart
 from bnfold.deployment.deploy_options import DeployOptions
 from bnfold.deployment.deploying import deploy
 from bnfold.deployment.golden import golden_pairs
-from bnfold.deployment.machine_format import machine_model
+from bnfold.deployment.machine_format import machine_model, this_machine, write_machine_file
 from bnfold.deployment.preprocessing import Preprocessing, read_sidecar, sidecar_file, write_sidecar
+from bnfold.deployment.proof import check_machine_file
 from bnfold.deployment.publishing import roll_back
 from bnfold.deployment.repository import read_repository, warnings_of
 from bnfold.deployment.triton_config import parse_config
@@ -570,7 +571,9 @@ def test_a_killed_deployment_is_made_good_by_the_next(model: Path, repository: P
         "from bnfold.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", script, "deploy", str(model), str(repository), "--no-verify"]
-    assert subprocess.run(command, cwd=repository.parent, check=False).returncode == -signal.SIGKILL
+    elsewhere = {**os.environ, "TMPDIR": str(repository.parent)}  # what SIGKILL leaves there, pytest removes
+    killed = subprocess.run(command, cwd=repository.parent, env=elsewhere, check=False)
+    assert killed.returncode == -signal.SIGKILL
     assert [found.version for found in read_repository(repository)] == [1]
     (note,) = warnings_of(repository)
     assert "the next one of this model removes it" in note
@@ -608,6 +611,16 @@ def test_onnx_runtimes_own_format_lies_beside_the_portable_one_and_is_for_this_m
     x = np.random.default_rng(0).standard_normal((2, 2, 8, 8)).astype("f")
     got, wanted = (run_session(create_session(each), {"x": x})["y"] for each in (file, found.model))
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_file_in_that_format_that_computes_something_else_is_not_deployed(
+    tmp_path: Path, model: Path, repository: Path
+) -> None:
+    deploy(model, repository)
+    (found,) = read_repository(repository)
+    wrong = write_machine_file(convolution(tmp_path / "other.onnx", seed=5), tmp_path, this_machine("here"))
+    with pytest.raises(ModelError, match="computes something else: output y is off by"):
+        check_machine_file(wrong, found.golden)
 
 
 @pytest.mark.parametrize(
