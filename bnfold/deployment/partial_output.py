@@ -17,7 +17,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -33,8 +32,9 @@ from bnfold.files import check_output_file, publish
 
 _COMMIT_SECONDS = 1.0
 
-#: What a partial output may hold; nothing else is ever removed.
-_OWN_FILES = frozenset(("job.json", "state.json", "staged", "rows", "skipped", "lock", "finished.parquet"))
+#: What a partial output may hold, in the order in which it is removed: a kill in between leaves what is understood.
+#: Nothing else is ever removed.
+_OWN_FILES = ("rows", "skipped", "finished.parquet", "staged", "job.json", "state.json", "lock")
 
 
 @dataclass(frozen=True)
@@ -121,15 +121,13 @@ class PartialOutput:
         self.output = check_output_file(output)
         self._folder = partial_folder(self.output)
         self._lock: IO[bytes] | None = None
-        self._files: tuple[IO[bytes], IO[bytes]] | None = None
+        self._files: list[IO[bytes]] = []
         self._committed = time.monotonic()
         try:
             self._state = self._begin(job, resume=resume, overwrite=overwrite)
-            if not self._moved():
-                self._files = (
-                    self._open("rows", self._state.row_bytes),
-                    self._open("skipped", self._state.skipped_bytes),
-                )
+            if not self._state.complete:
+                self._open("rows", self._state.row_bytes)
+                self._open("skipped", self._state.skipped_bytes)
         except OSError as error:
             self._close()
             raise self._unwritable(error) from error
@@ -149,7 +147,7 @@ class PartialOutput:
 
     def _begin(self, job: Mapping[str, Any], *, resume: bool, overwrite: bool) -> _State:
         there = (self._folder / "job.json").exists()
-        if not there and self._folder.exists() and not {file.name for file in self._folder.iterdir()} <= _OWN_FILES:
+        if not there and self._folder.exists() and not {file.name for file in self._folder.iterdir()} <= {*_OWN_FILES}:
             raise OutputError(
                 f"{self._folder} is in the way, and not an earlier run's output; move it, or write elsewhere"
             )
@@ -160,8 +158,7 @@ class PartialOutput:
         self._folder.mkdir(exist_ok=True)
         self._take_lock()
         if there and overwrite:
-            for name in sorted(_OWN_FILES - {"lock"}):
-                (self._folder / name).unlink(missing_ok=True)
+            self._remove(*(name for name in _OWN_FILES if name != "lock"))
         record = self._folder / "job.json"
         if not record.exists():  # a new folder, or a kill between its making and this
             self._replace("state.json", asdict(_State()))
@@ -186,19 +183,18 @@ class PartialOutput:
         except BlockingIOError as error:
             raise OutputError(f"{self._folder} is being written by another process; wait for it, or end it") from error
 
-    def _moved(self) -> bool:
-        """Whether the rows are in their place already: the last run ended between that and the end of its folder."""
-        return self._state.complete and not (self._folder / "rows").exists()
-
-    def _open(self, name: str, length: int) -> IO[bytes]:
+    def _open(self, name: str, length: int) -> None:
         file = self._folder / name
         stream = file.open("ab")
+        self._files.append(stream)
         if stream.tell() < length:
-            stream.close()
             raise InputError(f"{file} is shorter than it was; discard the folder (--overwrite)")
         stream.truncate(length)
         stream.seek(length)
-        return stream
+
+    def _remove(self, *names: str) -> None:
+        for name in names:
+            (self._folder / name).unlink(missing_ok=True)
 
     def write(self, encoder: Encoder | None, predictions: Sequence[Prediction], failures: Sequence[Failure]) -> None:
         """Append the rows of one batch.
@@ -211,7 +207,6 @@ class PartialOutput:
         Raises:
             OutputError: the disk is full, or cannot be written for another reason.
         """
-        assert self._files is not None
         rows, skipped = self._files
         content = b""
         if encoder is not None:
@@ -233,7 +228,6 @@ class PartialOutput:
 
     def _commit(self) -> None:
         """Bring what was written to the disk, then say so."""
-        assert self._files is not None
         for stream in self._files:
             stream.flush()
             os.fsync(stream.fileno())
@@ -256,13 +250,16 @@ class PartialOutput:
             OutputError: it cannot be written.
         """
         try:
-            if self._files is not None:
+            if not self._state.complete:
                 self._state = replace(self._state, complete=True)
                 self._commit()
-                finished = finished_file(self.output.suffix, self._folder / "rows")
+            rows = self._folder / "rows"
+            if rows.exists():  # else they are in their place already, and a kill came before the end of this function
+                finished = finished_file(self.output.suffix, rows)
                 self._publish_skipped()
                 publish(finished, self.output)
-            shutil.rmtree(self._folder)
+            self._remove(*_OWN_FILES)
+            self._folder.rmdir()
         except OSError as error:
             raise self._unwritable(error) from error
         finally:
@@ -288,21 +285,21 @@ class PartialOutput:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._files is None:
-            self._close()
-            return
-        with suppress(OSError):  # the state before is still there, and the first error is the one to tell
-            self._commit()
-        if not self._state.tally.batches:  # nothing to go on with
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._files:
+            with suppress(OSError):  # the state before is still there, and the first error is the one to tell
+                self._commit()
+            if not self._state.tally.batches:  # nothing to go on with
+                with suppress(OSError):
+                    self._remove(*_OWN_FILES)
+                    self._folder.rmdir()
         self._close()
 
     def _close(self) -> None:
-        for stream in (*(self._files or ()), self._lock):
+        for stream in (*self._files, self._lock):
             if stream is not None:
                 with suppress(OSError):  # a full disk cannot take what is left in the buffer
                     stream.close()
-        self._files = self._lock = None
+        self._files, self._lock = [], None
 
 
 _SAID = {"model": "the model", "data": "the data", "options": "the option", "versions": "the version of"}
