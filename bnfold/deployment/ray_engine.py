@@ -8,13 +8,18 @@ done again by Ray; the driver takes the results in order, once each.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
-from collections.abc import Generator, Mapping
+import socket
+import sys
+import threading
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -31,6 +36,9 @@ from bnfold.session import one_line
 from bnfold.training.data import resolved_spec
 
 _ACTORS = 2
+
+#: How long to wait for the first answer of a cluster.
+_REACH_SECONDS = 5.0
 
 #: Batches of one task at most: what an actor that dies has to do again, against what a task costs.
 _TASK_BATCHES = 8
@@ -51,23 +59,38 @@ def scored_by_actors(model: StrPath, data: str, job: Job, first: int) -> Generat
     require("ray.data", "ray")
     failures = (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError)
     started = not ray.is_initialized()
-    try:
-        if started:
-            _start(ray, options, actors)
-        _check_room(ray, options, actors)
-        number = first
-        for answer in _answers(ray, model, data, job, first, actors):
-            if answer["number"] != number:
-                raise WorkerError(f"Ray answered batch {answer['number']} where {number} was due; please report this")
-            number += 1
-            yield _unpacked(answer)
-        if number != job.batches:
-            raise WorkerError(f"Ray ended after {number} of {job.batches} batches; go on with --resume")
-    except failures as error:
-        raise WorkerError(f"Ray failed: {one_line(error)}") from error
-    finally:
-        if started:
-            ray.shutdown()
+    with redirect_stdout(_OfThisThread(sys.stdout)):
+        try:
+            if started:
+                _start(ray, options, actors)
+            _check_room(ray, options, actors)
+            number = first
+            for answer in _answers(ray, model, data, job, first, actors):
+                if answer["number"] != number:
+                    raise WorkerError(f"Ray answered batch {answer['number']} for {number}; please report this")
+                number += 1
+                yield _unpacked(answer)
+            if number != job.batches:
+                raise WorkerError(f"Ray ended after {number} of {job.batches} batches; go on with --resume")
+        except failures as error:
+            raise WorkerError(f"Ray failed: {one_line(error)}") from error
+        finally:
+            if started:
+                ray.shutdown()
+
+
+class _OfThisThread(io.TextIOBase):
+    """What this thread writes; not what Ray's threads say of actors that died, among the results on stdout."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._thread = threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return self._stream.write(text) if threading.get_ident() == self._thread else len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 def _start(ray: Any, options: PredictOptions, actors: int) -> None:
@@ -76,10 +99,40 @@ def _start(ray: Any, options: PredictOptions, actors: int) -> None:
     settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if options.address is None:
         # Actors wait for their threads as CPUs; one more is for the task that counts batches.
-        ours = {"num_cpus": actors * options.session_threads + 1, "include_dashboard": False}
-        ray.init(address="local", **settings, **ours)
+        settings |= {"num_cpus": actors * options.session_threads + 1, "include_dashboard": False}
     else:
-        ray.init(address=options.address, **settings)
+        _check_reachable(options.address)
+    with _silent_natives():
+        ray.init(address=options.address or "local", **settings)
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for minutes, and then ends the whole process."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not (host and port.isdigit()):  # "auto", which Ray looks up
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _REACH_SECONDS).close()
+    except OSError as error:
+        raise WorkerError(
+            f"there is no Ray cluster at {address}: {error.strerror or error}; start one with: ray start --head"
+        ) from error
+
+
+@contextmanager
+def _silent_natives() -> Iterator[None]:
+    """Nothing on stderr, not even from native code: Ray's says there which level of logging it was given."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    silence = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(silence, 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(silence)
 
 
 def _check_room(ray: Any, options: PredictOptions, actors: int) -> None:
