@@ -288,7 +288,7 @@ class PartialOutput:
         if self._files:
             with suppress(OSError):  # the state before is still there, and the first error is the one to tell
                 self._commit()
-            if not self._state.tally.batches:  # nothing to go on with
+            if not self._state.tally.rows:  # nothing to go on with
                 with suppress(OSError):
                     self._remove(*_OWN_FILES)
                     self._folder.rmdir()
