@@ -461,6 +461,5 @@ def test_failure_of_a_stage_comes_after_the_results_before_it(stage: str, worker
     results = pipelined(map(failing("read"), range(9)), failing("decode"), failing("run"), workers)
     seen: list[int] = []
     with pytest.raises(DataError, match="five"):
-        for result in results:
-            seen.append(result)
+        seen.extend(results)
     assert seen == [0, 1, 2, 3, 4]

@@ -190,7 +190,7 @@ def check_output_format(output: Path) -> None:
         known = f"{', '.join(OUTPUT_SUFFIXES[:-1])} or {OUTPUT_SUFFIXES[-1]}"
         raise OutputError(f"{output}: predictions are written as {known}")
     if output.suffix == ".parquet":
-        require("pyarrow.parquet", "parquet")
+        require("pyarrow", "parquet")
 
 
 def encoder_for(suffix: str, row_format: RowFormat, scores: NDArray[Any]) -> Encoder:
