@@ -30,7 +30,7 @@ def _batch_sizes(context: click.Context, parameter: click.Parameter, text: str |
     "deploy",
     epilog="Exit code: 0 done; 1 a proof failed and nothing was written, or --list found damage; 3 bad input.",
 )
-@click.argument("places", nargs=-1, required=True, metavar="MODEL REPOSITORY", type=click.Path(path_type=Path))
+@click.argument("places", nargs=-1, required=True, metavar="MODEL REPOSITORY", type=click.Path())
 @click.option("--name", help="The model's name in REPOSITORY; the file's without its suffix otherwise.")
 @click.option("--max-batch", type=click.IntRange(min=1),
               help="The most samples of one run, of a model with an open batch; 8 otherwise.")  # fmt: skip
@@ -67,7 +67,7 @@ def _batch_sizes(context: click.Context, parameter: click.Parameter, text: str |
 @common_options
 def command(
     out: Output,
-    places: tuple[Path, ...],
+    places: tuple[str, ...],
     listing: bool,
     rollback: str | None,
     version: int | None,
@@ -81,14 +81,16 @@ def command(
     alone = listing or rollback is not None
     if len(places) != (1 if alone else 2) or (listing and rollback is not None):
         raise click.UsageError("give MODEL and REPOSITORY; with --list or --rollback NAME, give REPOSITORY alone.")
+    if "" in places:
+        raise click.UsageError("a path is empty; give MODEL and REPOSITORY.")
     if version is not None and rollback is None:
         raise click.UsageError("--to says which version to go back to, with --rollback NAME.")
     if listing:
-        _list(out, places[0])
+        _list(out, Path(places[0]))
     elif rollback is not None:
-        _roll_back(out, places[0], rollback, version)
+        _roll_back(out, Path(places[0]), rollback, version)
     else:
-        _deploy(out, places[0], places[1], options)
+        _deploy(out, Path(places[0]), Path(places[1]), options)
 
 
 def _deploy(out: Output, model: Path, repository: Path, given: dict[str, Any]) -> None:

@@ -48,6 +48,7 @@ class Prepared:
 
     Attributes:
         model: as loaded.
+        source: the file that it was loaded from.
         path: a copy of it, which is what is proven and deployed; its external data lies beside it.
         inputs: with their whole shapes.
         outputs: the same.
@@ -56,6 +57,7 @@ class Prepared:
     """
 
     model: ir.Model
+    source: Path
     path: Path
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -83,11 +85,14 @@ def prepare(model: ir.Model, source: Path, work: Path, shapes: Mapping[str, Sequ
     else:
         shutil.copyfile(source, path)  # byte for byte
     session = create_session(path)
+    _check_ports((*session.get_inputs(), *session.get_outputs()), source)
+    if not session.get_inputs():
+        raise ModelError(f"{source} takes no input, so that a server would have nothing to answer")
     feeds, results = _runs(session, model, source, shapes)
-    inputs = tuple(_specs(session.get_inputs(), feeds[0].values, source))
-    outputs = tuple(_specs(session.get_outputs(), results[0], source))
+    inputs = tuple(_specs(session.get_inputs(), feeds[0].values))
+    outputs = tuple(_specs(session.get_outputs(), results[0]))
     sizes = {name: value.shape for name, value in feeds[0].values.items()}
-    return Prepared(model, path, inputs, outputs, _is_batched(inputs, outputs, feeds, results), sizes)
+    return Prepared(model, source, path, inputs, outputs, _is_batched(inputs, outputs, feeds, results), sizes)
 
 
 def _runs(
@@ -103,14 +108,21 @@ def _runs(
             return feeds, [run_session(session, feed.values) for feed in feeds]
         except ModelError as error:
             failures.append(error)
-    raise ModelError(f"{source} does not run, so it is not deployed ({failures[0]}); its sizes: --input-shape")
+    raise ModelError(f"{source} does not run, so it is not deployed ({failures[0]}); "
+                     "give a size that it takes with --input-shape, if that is why")  # fmt: skip
 
 
-def _specs(ports: Sequence[Any], values: Mapping[str, Any], source: Path) -> Iterator[TensorSpec]:
+def _check_ports(ports: Sequence[Any], source: Path) -> None:
     for port in ports:
         if port.type not in _DATATYPES:
-            raise ModelError(f"{source}: {port.name} is a {port.type}, which servers of the Open Inference Protocol "
-                             "do not take from ONNX Runtime; deploy a model on tensors of numbers")  # fmt: skip
+            raise ModelError(
+                f"{source}: {port.name} is a {port.type}, which Triton does not pass to ONNX Runtime; "
+                f"deploy a model on tensors of {', '.join(_DATATYPES.values())}"
+            )
+
+
+def _specs(ports: Sequence[Any], values: Mapping[str, Any]) -> Iterator[TensorSpec]:
+    for port in ports:
         rank = values[port.name].ndim
         shape = tuple(size if isinstance(size, int) else None for size in port.shape or ())
         yield TensorSpec(port.name, _DATATYPES[port.type], shape if len(shape) == rank else (None,) * rank)

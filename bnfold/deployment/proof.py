@@ -10,7 +10,7 @@ from bnfold.deployment.deploy_options import DeployOptions
 from bnfold.deployment.golden import golden_pairs
 from bnfold.deployment.preparation import Prepared
 from bnfold.deployment.repository import sha256_of
-from bnfold.errors import ModelError
+from bnfold.errors import BnfoldError, ModelError
 from bnfold.progress import Progress
 from bnfold.session import create_session, run_session
 from bnfold.verification import VerifyOptions, VerifyResult, record_golden, verify, verify_golden
@@ -83,16 +83,23 @@ def prove(prepared: Prepared, work: Path, options: DeployOptions, progress: Prog
     Raises:
         BnfoldError: see :func:`bnfold.verification.verify`.
     """
+    try:
+        return _prove(prepared.path, work / GOLDEN_FILE, options, progress)
+    except BnfoldError as error:  # the user knows the model by another name than that of our copy
+        message = str(error).replace(str(prepared.path), str(prepared.source))
+        raise type(error)(f"{message} (--no-verify deploys it unproven)") from error
+
+
+def _prove(model: Path, golden: Path, options: DeployOptions, progress: Progress) -> Proofs:
     against_original = digest = None
     if options.original is not None:
-        digest = sha256_of(Path(options.original)) if Path(options.original).is_file() else None
-        against_original = verify(options.original, prepared.path, VerifyOptions(shapes=options.shapes), progress)
+        against_original = verify(options.original, model, VerifyOptions(shapes=options.shapes), progress)
+        digest = sha256_of(Path(options.original))
         if not _holds(against_original):
             return Proofs(None, against_original, digest)
-    golden = work / GOLDEN_FILE
     chosen = VerifyOptions(samples=1, batches=(1, 2), shapes=options.shapes)
-    record_golden(prepared.path, golden, chosen, progress)
-    return Proofs(verify_golden(golden, prepared.path, chosen, progress), against_original, digest)
+    record_golden(model, golden, chosen, progress)
+    return Proofs(verify_golden(golden, model, chosen, progress), against_original, digest)
 
 
 def check_machine_file(file: Path, golden: Path | None) -> None:

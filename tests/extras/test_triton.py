@@ -483,13 +483,33 @@ def text_input(path: Path) -> Path:
     return save(path, "agraph (string[N] x) => (string[N] y) { y = Identity(x) }")
 
 
+def bfloat_input(path: Path) -> Path:
+    return save(path, "agraph (bfloat16[N,3] x) => (bfloat16[N,3] y) { y = Identity(x) }")
+
+
+def a_sequence(path: Path) -> Path:
+    return save(path, "agraph (float[N,3] x) => (seq(float[N,3]) y) { y = SequenceConstruct(x) }")
+
+
+def no_input(path: Path) -> Path:
+    return save(path, "agraph () => (float[1] y) { y = Constant<value_floats=[1.0]>() }")
+
+
+def random_numbers(path: Path) -> Path:
+    return save(path, "agraph (float[N,3] x) => (float[N,3] y) { y = RandomNormalLike(x) }")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (bfloat_input, r"x is a tensor\(bfloat16\), which Triton does not pass to ONNX Runtime"),
+        (a_sequence, r"y is a seq\(tensor\(float\)\), which Triton does not pass"),
+        (no_input, "takes no input"),
+        (random_numbers, r"net.onnx draws random numbers \(RandomNormalLike\).*--no-verify"),
         (damaged, "not an ONNX model"),
         (nothing, "does not exist"),
         (does_not_run, "does not run, so it is not deployed"),
-        (text_input, "STRING"),
+        (text_input, r"x is a tensor\(string\)"),
     ],
 )
 def test_models_that_cannot_be_served_are_refused(
@@ -684,6 +704,7 @@ def test_the_command_deploys_lists_and_rolls_back(
         ["deploy", "--list", "one", "two"],
         ["deploy", "--rollback", "net", "one", "two"],
         ["deploy", "--list", "--rollback", "net", "one"],
+        ["deploy", "one", ""],
         ["deploy", "one", "two", "--to", "3"],
         ["deploy", "one", "two", "--preferred-batch", "4,x"],
         ["deploy", "one", "two", "--name", "../x"],
