@@ -25,7 +25,7 @@ from bnfold.verification.specs import input_specs
 MODEL_FILE = "model.onnx"
 
 #: ONNX Runtime's name of each type that can be deployed, as the Open Inference Protocol spells it. Triton's backend
-#: takes no bfloat16 and no sequences.
+#: for ONNX Runtime takes no bfloat16 and no sequences; text cannot be verified.
 _DATATYPES = {
     "tensor(bool)": "BOOL",
     "tensor(uint8)": "UINT8",
@@ -116,8 +116,8 @@ def _check_ports(ports: Sequence[Any], source: Path) -> None:
     for port in ports:
         if port.type not in _DATATYPES:
             raise ModelError(
-                f"{source}: {port.name} is a {port.type}, which Triton does not pass to ONNX Runtime; "
-                f"deploy a model on tensors of {', '.join(_DATATYPES.values())}"
+                f"{source}: {port.name} is a {port.type}, which bnfold does not deploy; "
+                f"give it a model on tensors of {', '.join(_DATATYPES.values())}"
             )
 
 

@@ -502,8 +502,8 @@ def random_numbers(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (bfloat_input, r"x is a tensor\(bfloat16\), which Triton does not pass to ONNX Runtime"),
-        (a_sequence, r"y is a seq\(tensor\(float\)\), which Triton does not pass"),
+        (bfloat_input, r"x is a tensor\(bfloat16\), which bnfold does not deploy"),
+        (a_sequence, r"y is a seq\(tensor\(float\)\), which bnfold does not deploy"),
         (no_input, "takes no input"),
         (random_numbers, r"net.onnx draws random numbers \(RandomNormalLike\).*--no-verify"),
         (damaged, "not an ONNX model"),
