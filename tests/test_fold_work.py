@@ -49,6 +49,21 @@ def branched(count: int) -> ir.Model:
     return model_of(text, norm(4) | constants(w=(4, 4, 1, 1)))
 
 
+def shared(count: int) -> ir.Model:
+    """``count`` sums of one value, each with a batch norm that this value could make room for but for one reader."""
+    lines = [
+        f"c{n} = Conv(v, w) a{n} = Sigmoid(c{n}) b{n} = BatchNormalization(a{n}, scale, bias, mean, var) "
+        f"s{n} = Add(b{n}, v) d{n} = Conv(s{n}, w)"
+        for n in range(count)
+    ]
+    ends = ", ".join(f"d{n}" for n in range(count))
+    text = (
+        f"g (double[N,4,6,6] x) => (double[N,4,6,6] y) "
+        f"{{ v = Conv(x, w) {' '.join(lines)} e = Sigmoid(v) y = Max(e, {ends}) }}"
+    )
+    return model_of(text, norm(4) | constants(w=(4, 4, 1, 1)))
+
+
 CASES: dict[str, Callable[[int], ir.Model]] = {
     "scales behind a conv, across Identity": lambda n: scaled(n, "Identity(@)", first="Conv(@, w)"),
     "scales behind a conv, across Relu": lambda n: scaled(n, "Relu(@)", first="Conv(@, w)"),
@@ -57,6 +72,7 @@ CASES: dict[str, Callable[[int], ir.Model]] = {
     "batch norms behind a conv": lambda n: normed(n, "Relu(@)", first="Conv(@, w)"),
     "batch norms with nowhere to go": lambda n: normed(n, "Sigmoid(@)"),
     "batch norms before sums with nowhere to go": branched,
+    "batch norms before sums with one value": shared,
 }
 
 

@@ -35,6 +35,9 @@ _WIDE = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})
 #: The largest scale, and the inverse of the smallest, by which a value is divided.
 _LARGEST = 2.0**16
 
+#: How many ops may absorb a part of it: a value that hundreds read would be looked at for each site beside it.
+_MOST_ENDS = 32
+
 
 @dataclass(frozen=True, eq=False)
 class _Ahead:
@@ -65,7 +68,7 @@ def balanced(planner: Planner, site: Site) -> Plan | Refusal:
     search = Search(site)
     work: list[_Step] = [_Ahead(site.output, site.affine, None)]
     while work:
-        if len(search.path) > planner.reach:
+        if _too_far(planner, search):
             return TOO_FAR
         step = work.pop()
         more = _go_ahead(planner, search, step) if isinstance(step, _Ahead) else _go_back(planner, search, step)
@@ -73,6 +76,10 @@ def balanced(planner: Planner, site: Site) -> Plan | Refusal:
             return more
         work += more
     return search.forward_plan()
+
+
+def _too_far(planner: Planner, search: Search) -> bool:
+    return len(search.path) > planner.reach or len(search.linears) + len(search.affines) > _MOST_ENDS
 
 
 def _why_not(site: Site, graph: ModelGraph) -> Refusal | None:
@@ -98,6 +105,8 @@ def _go_ahead(planner: Planner, search: Search, step: _Ahead) -> Sequence[_Step]
     for consumer, index in uses:
         if consumer is step.asked_by:
             continue
+        if _too_far(planner, search):
+            return TOO_FAR
         beyond = planner.enter(search, consumer, index, step.value, step.affine)
         if isinstance(beyond, Refusal):
             past = _past_sum(planner, search, consumer, index, step.affine)
