@@ -50,6 +50,7 @@ FOLDS = [
     ("past the shift of its own channels", "a = Tanh(x) n = Mul(a, k) i = Identity(n) s = Add(i, k2) y = Conv <pads=[1,1,1,1]> (s, v)", {"Mul": 0}),
     ("past a shift that took another in", "a = Tanh(x) n = Mul(a, k) i = Identity(n) s = Add(i, k2) r = Identity(s) q = Add(r, k3) y = Conv <pads=[1,1,1,1]> (q, v)", {"Mul": 0, "Add": 1}),
     ("past what it is subtracted from, which took another in", "a = Tanh(x) n = Mul(a, k) i = Identity(n) s = Sub(k2, i) r = Identity(s) q = Add(r, k3) y = Conv <pads=[1,1,1,1]> (q, v)", {"Mul": 0, "Sub": 1, "Add": 0}),
+    ("a product whose second factor can make room", "c = Conv(z, w) f = Sigmoid(x) o = Mul(f, c) a = Tanh(x) n = BN(a) s = Add(n, o) y = Conv(s, u)", {"BatchNormalization": 0}),
     ("into a batch norm", "o = Conv(z, w) a = Tanh(x) n = BN(a) s = Add(n, o) y = BN2(s)", {"BatchNormalization": 1}),
 ]  # fmt: skip
 

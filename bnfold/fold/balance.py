@@ -25,7 +25,7 @@ from bnfold.fold.affine_ops import expressible
 from bnfold.fold.commute import RULES
 from bnfold.fold.plan import Planner, readers_to_change, view_of
 from bnfold.fold.report import Reason, Refusal
-from bnfold.fold.search import TOO_FAR, Plan, Search
+from bnfold.fold.search import TOO_FAR, Plan, Search, with_choices
 from bnfold.fold.sites import Site, read_affine
 from bnfold.graph import ModelGraph, in_default_domain, label, readers
 
@@ -65,8 +65,12 @@ def balanced(planner: Planner, site: Site) -> Plan | Refusal:
     refusal = _why_not(site, planner.graph)
     if refusal:
         return refusal
-    search = Search(site)
-    work: list[_Step] = [_Ahead(site.output, site.affine, None)]
+    search = with_choices(site, lambda search: _search(planner, search))
+    return search if isinstance(search, Refusal) else search.forward_plan()
+
+
+def _search(planner: Planner, search: Search) -> Refusal | None:
+    work: list[_Step] = [_Ahead(search.site.output, search.site.affine, None)]
     while work:
         if _too_far(planner, search):
             return TOO_FAR
@@ -75,7 +79,7 @@ def balanced(planner: Planner, site: Site) -> Plan | Refusal:
         if isinstance(more, Refusal):
             return more
         work += more
-    return search.forward_plan()
+    return None
 
 
 def _too_far(planner: Planner, search: Search) -> bool:

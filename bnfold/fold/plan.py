@@ -19,13 +19,9 @@ from bnfold.fold.commute import RULES, OpView
 from bnfold.fold.commute.rule import Crossing
 from bnfold.fold.linear import LINEAR_OPS
 from bnfold.fold.report import Direction, Reason, Refusal
-from bnfold.fold.search import TOO_FAR, Carry, Plan, Search, Use
+from bnfold.fold.search import TOO_FAR, Carry, Plan, Search, Use, with_choices
 from bnfold.fold.sites import Selection, Site, read_affine
 from bnfold.graph import ModelGraph, attributes_of, in_default_domain, input_of, label, readers, sole_reader
-
-#: How often a search backward begins anew, with another choice of which input of a sum takes the shift.
-_ATTEMPTS = 8
-
 
 #: Ops that carry values over in steps, which no affine crosses unchanged.
 _ROUNDING = frozenset({"DequantizeLinear", "QuantizeLinear"})
@@ -79,23 +75,8 @@ class Planner:
         return search.forward_plan()
 
     def _backward(self, site: Site, affine: ChannelAffine, remainder: ChannelAffine) -> Plan | Refusal:
-        """Search again with another choice, the last one first, as long as there is one and it fails."""
-        choices: dict[ir.Node, Sequence[int]] = {}
-        refusals: list[Refusal] = []
-        while len(refusals) < _ATTEMPTS:
-            search = Search(site, choices)
-            refusal = self._search_backward(search, affine)
-            if refusal is None:
-                return search.plan(Direction.BACKWARD, remainder)
-            refusals.append(refusal)
-            while choices:
-                node, left = choices.popitem()
-                if len(left) > 1:
-                    choices[node] = left[1:]
-                    break
-            if not choices:
-                break
-        return TOO_FAR if TOO_FAR in refusals else refusals[0]
+        search = with_choices(site, lambda search: self._search_backward(search, affine))
+        return search if isinstance(search, Refusal) else search.plan(Direction.BACKWARD, remainder)
 
     def _search_backward(self, search: Search, affine: ChannelAffine) -> Refusal | None:
         work: list[Carry] = [(search.site.source, affine)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -17,6 +17,9 @@ Use = tuple[ir.Node, int]
 
 #: A value that is to carry an affine of what it carried, or whose readers are to take one.
 Carry = tuple[ir.Value, ChannelAffine]
+
+#: How often a search begins anew, with another choice of which input of an op takes an affine.
+_ATTEMPTS = 8
 
 #: The answer of a search that went as far as it may without an end.
 TOO_FAR = Refusal(Reason.UNSUPPORTED_OP, "not searched any further")
@@ -84,3 +87,31 @@ class Search:
             path=tuple(self.path),
             remainder=remainder,
         )
+
+
+def with_choices(site: Site, attempt: Callable[[Search], Refusal | None]) -> Search | Refusal:
+    """Search again with another choice, the last one first, as long as there is one and it fails.
+
+    Args:
+        site: what is to fold.
+        attempt: goes as far as it can, and says why it was not far enough, if so.
+
+    Returns:
+        The search that arrived, or why the first did not.
+    """
+    choices: dict[ir.Node, Sequence[int]] = {}
+    refusals: list[Refusal] = []
+    while len(refusals) < _ATTEMPTS:
+        search = Search(site, choices)
+        refusal = attempt(search)
+        if refusal is None:
+            return search
+        refusals.append(refusal)
+        while choices:
+            node, left = choices.popitem()
+            if len(left) > 1:
+                choices[node] = left[1:]
+                break
+        if not choices:
+            break
+    return TOO_FAR if TOO_FAR in refusals else refusals[0]
