@@ -97,15 +97,15 @@ def _start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_two_workers_train_together_and_one_of_them_reports(tmp_path: Path) -> None:
-    arguments = ("-o", "run", "--epochs", "12", "--batch-size", "64", "--data", "digits", "--device", "cpu", "--json")
+    arguments = ("-o", "run", "--epochs", "8", "--model", "mlp", "--data", "digits", "--device", "cpu", "--json")
     process = _start(tmp_path, *arguments)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     result = json.loads(stdout)
     assert result["workers"] == 2
-    assert result["test_accuracy"] >= 0.97
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 12
-    assert len([line for line in stderr.splitlines() if line.startswith("epoch ")]) == 12
+    assert result["test_accuracy"] >= 0.95
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 8
+    assert len([line for line in stderr.splitlines() if line.startswith("epoch ")]) == 8
 
 
 @pytest.mark.slow
@@ -129,7 +129,10 @@ def test_two_workers_come_to_the_weights_that_one_comes_to(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_two_workers_that_are_stopped_go_on_to_the_same_bits(tmp_path: Path) -> None:
-    arguments = ("--model", "mobilenet_v2", "--epochs", "6", "--device", "cpu", "--threads", "1", "--ema", "0.9", "-q")
+    arguments = (
+        "--model", "vgg", "--model-args", "widths=[8,16]", "--model-args", "depth=1",
+        "--epochs", "5", "--device", "cpu", "--threads", "1", "--ema", "0.9", "-q",
+    )  # fmt: skip
     process = _start(tmp_path, "-o", "run", *arguments)
     _wait_for_epoch(tmp_path / "run", 2, process)
     process.send_signal(signal.SIGINT)
