@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,23 @@ def test_the_users_own_factory_is_found_in_the_current_folder(tmp_path: Path, mo
 def test_a_network_that_cannot_be_built_is_one_sentence(name: str, arguments: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         build(name, **arguments)
+
+
+@pytest.mark.parametrize(("package", "channels"), [("torchvision", {}), ("timm", {"in_chans": 3})])
+def test_networks_of_a_package_that_is_installed_are_built_by_it(
+    package: str, channels: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def factory(name: str, **arguments: Any) -> nn.Module:
+        asked.append((name, arguments))
+        return nn.Sequential(nn.Flatten(), nn.Linear(12, arguments["num_classes"]))
+
+    stand_in = types.SimpleNamespace(models=types.SimpleNamespace(get_model=factory), create_model=factory)
+    monkeypatch.setitem(sys.modules, package, stand_in)
+    (size,) = network_sizes([f"{package}:some_net"], (3, 2, 2), 4, {"width": 2})
+    assert asked[0] == ("some_net", {**channels, "num_classes": 4, "width": 2})
+    assert (size.name, size.parameters) == (f"{package}:some_net", 52)
 
 
 @pytest.mark.parametrize("package", ["torchvision", "timm"])

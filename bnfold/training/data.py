@@ -163,7 +163,8 @@ def _npz(file: Path) -> DataSet:
 
 def _read_npz(file: Path) -> Mapping[str, NDArray[Any]]:
     if not file.is_file():
-        raise DataError(f"{file} does not exist; npz:FILE needs a numpy archive with {_NPZ_LAYOUT}")
+        what = "is not a file" if file.exists() else "does not exist"
+        raise DataError(f"{file} {what}; npz:FILE needs a numpy archive with {_NPZ_LAYOUT}")
     try:
         with file.open("rb") as stream:  # ours to close, whatever numpy makes of it
             archive = np.load(stream, allow_pickle=False)

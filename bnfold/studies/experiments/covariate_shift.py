@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,30 +123,45 @@ def _put(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
             parameter.copy_(value)
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """What training one arm showed; S seeds.
+
+    Attributes:
+        rate: the learning rate.
+        curve: losses and accuracies.
+        steps: at which movement and change were measured.
+        movements: of layer inputs, (measurements, S); see :class:`_Seismograph`.
+        changes: of gradients, (measurements, S); see :class:`_Crosswind`.
+    """
+
+    rate: float
+    curve: Curve
+    steps: list[int]
+    movements: NDArray[np.float64]
+    changes: NDArray[np.float64]
+
+    @property
+    def movement(self) -> NDArray[np.float64]:
+        """The typical movement, (S,)."""
+        return _typical(self.movements)
+
+    @property
+    def change(self) -> NDArray[np.float64]:
+        """The typical change of gradients, (S,)."""
+        return _typical(self.changes)
+
+    @property
+    def speed(self) -> NDArray[np.float64]:
+        """Test accuracy as the mean over training, in percent, (S,)."""
+        return np.asarray(100 * self.curve.accuracy.mean(0))
+
+
 def run(lab: Laboratory) -> Outcome:
     """Movement of layer inputs and speed of three arms."""
     plan = Plan(steps=lab.sized(500, 200), every=10)
     rates = {arm: lab.tuned(architecture, plan) for arm, architecture in ARMS.items()}
-    curves: dict[str, Curve] = {}
-    movement: dict[str, NDArray[np.float64]] = {}
-    turned: dict[str, NDArray[np.float64]] = {}
-    drawn, gusts = [], []
-    for arm, architecture in ARMS.items():
-        device = _Seismograph(lab.task.fit.first(256), every=10)
-        vane = _Crosswind(every=10)
-
-        def observe(*given: Any, device: _Seismograph = device, vane: _Crosswind = vane) -> None:
-            device.observe(*given)
-            vane.observe(*given)
-
-        curves[arm] = lab.curve(architecture, plan, rates[arm], observe)
-        moved, changes = np.stack(device.movements), np.stack(vane.changes)
-        movement[arm], turned[arm] = _typical(moved), _typical(changes)
-        drawn.append(series(arm, device.steps, moved))
-        gusts.append(series(arm, device.steps, changes))
-    speed = {arm: 100 * curve.accuracy.mean(0) for arm, curve in curves.items()}
-    above = Region(1.0, float("inf"), "above 1")
-    faster = Region(0.0, float("inf"), "above 0")
+    arms = {arm: _trained(lab, architecture, plan, rates[arm]) for arm, architecture in ARMS.items()}
     return Outcome(
         name="covariate_shift",
         title="Does batch norm help by keeping the inputs of layers still?",
@@ -160,86 +175,107 @@ def run(lab: Laboratory) -> Outcome:
             "the same batch and without noise, when only the layers below it are updated. Speed is the test accuracy "
             "as the mean over training."
         ),
-        findings=(
-            Finding(
-                "Batch norm keeps the distribution of layer inputs more stable.",
-                IOFFE_SZEGEDY,
-                "movement without ÷ with batch norm",
-                ratio(movement["no norm"], movement["batch norm"]),
-                above,
-                "{:.2f}×",
-            ),
-            Finding(
-                "By the change of gradients, batch norm does not reduce internal covariate shift.",
-                SANTURKAR,
-                "change of a layer's gradient by the update of those below, with ÷ without batch norm",
-                ratio(turned["batch norm"], turned["no norm"]),
-                Region(0.8, float("inf"), "above 0.8"),
-                "{:.2f}×",
-            ),
-            Finding(
-                "Noise behind batch norm makes layer inputs less stable than without batch norm.",
-                SANTURKAR,
-                "movement with noisy batch norm ÷ without norm",
-                ratio(movement["noisy batch norm"], movement["no norm"]),
-                above,
-                "{:.2f}×",
-            ),
-            Finding(
-                "Still the noisy network trains faster than the one without norm.",
-                SANTURKAR,
-                "mean test accuracy over training, noisy batch norm minus no norm, in points",
-                difference(speed["noisy batch norm"], speed["no norm"]),
-                faster,
-                "{:+.2f}",
-            ),
-            Finding(
-                "Batch norm trains faster than no norm.",
-                SANTURKAR,
-                "mean test accuracy over training, batch norm minus no norm, in points",
-                difference(speed["batch norm"], speed["no norm"]),
-                faster,
-                "{:+.2f}",
-            ),
-        ),
-        tables=(
-            Table(
-                "Movement and speed (mean over seeds)",
-                (
-                    "arm",
-                    "learning rate",
-                    "movement in a step",
-                    "change of gradients",
-                    "mean accuracy over training",
-                    "accuracy at the end",
-                ),
-                tuple(
-                    (
-                        arm,
-                        f"{rates[arm]:g}",
-                        f"{float(_typical(movement[arm])):.3f}",
-                        f"{float(_typical(turned[arm])):.3f}",
-                        f"{speed[arm].mean():.1f} %",
-                        f"{mean_interval(curves[arm].accuracy[-1]).estimate:.1%}",
-                    )
-                    for arm in ARMS
-                ),
-            ),
-        ),
-        charts=(
-            Chart("Movement of layer inputs", "step", "movement in one step", tuple(drawn), y_log=True),
-            Chart("Change of gradients by the layers below", "step", "relative change", tuple(gusts), y_log=True),
-            Chart(
-                "Test accuracy",
-                "steps",
-                "test accuracy",
-                tuple(series(arm, curve.steps, curve.accuracy) for arm, curve in curves.items()),
-            ),
-        ),
+        findings=_findings(arms),
+        tables=(_table(arms),),
+        charts=_charts(arms),
         caveats=(
             "Movement is of one step at each arm's own learning rate, as each arm trains; at equal rates it would be "
             "another. Where the noisy network moves more than the one without norm and still trains faster, "
             "stability of layer inputs is not what the gain comes from. In the end an arm that has fitted its images "
             "hardly moves at all; the plots show when."
         ),
+    )
+
+
+def _trained(lab: Laboratory, architecture: Architecture, plan: Plan, rate: float) -> _Measured:
+    device = _Seismograph(lab.task.fit.first(256), every=10)
+    vane = _Crosswind(every=10)
+
+    def observe(*given: Any) -> None:
+        device.observe(*given)
+        vane.observe(*given)
+
+    curve = lab.curve(architecture, plan, rate, observe)
+    return _Measured(rate, curve, device.steps, np.stack(device.movements), np.stack(vane.changes))
+
+
+def _findings(arms: Mapping[str, _Measured]) -> tuple[Finding, ...]:
+    plain, normed, noisy = (arms[arm] for arm in ("no norm", "batch norm", "noisy batch norm"))
+    above = Region(1.0, float("inf"), "above 1")
+    faster = Region(0.0, float("inf"), "above 0")
+    return (
+        Finding(
+            "Batch norm keeps the distribution of layer inputs more stable.",
+            IOFFE_SZEGEDY,
+            "movement without ÷ with batch norm",
+            ratio(plain.movement, normed.movement),
+            above,
+            "{:.2f}×",
+        ),
+        Finding(
+            "By the change of gradients, batch norm does not reduce internal covariate shift.",
+            SANTURKAR,
+            "change of a layer's gradient by the update of those below, with ÷ without batch norm",
+            ratio(normed.change, plain.change),
+            Region(0.8, float("inf"), "above 0.8"),
+            "{:.2f}×",
+        ),
+        Finding(
+            "Noise behind batch norm makes layer inputs less stable than without batch norm.",
+            SANTURKAR,
+            "movement with noisy batch norm ÷ without norm",
+            ratio(noisy.movement, plain.movement),
+            above,
+            "{:.2f}×",
+        ),
+        Finding(
+            "Still the noisy network trains faster than the one without norm.",
+            SANTURKAR,
+            "mean test accuracy over training, noisy batch norm minus no norm, in points",
+            difference(noisy.speed, plain.speed),
+            faster,
+            "{:+.2f}",
+        ),
+        Finding(
+            "Batch norm trains faster than no norm.",
+            SANTURKAR,
+            "mean test accuracy over training, batch norm minus no norm, in points",
+            difference(normed.speed, plain.speed),
+            faster,
+            "{:+.2f}",
+        ),
+    )
+
+
+def _table(arms: Mapping[str, _Measured]) -> Table:
+    rows = (
+        (
+            arm,
+            f"{measured.rate:g}",
+            f"{float(_typical(measured.movement)):.3f}",
+            f"{float(_typical(measured.change)):.3f}",
+            f"{measured.speed.mean():.1f} %",
+            f"{mean_interval(measured.curve.accuracy[-1]).estimate:.1%}",
+        )
+        for arm, measured in arms.items()
+    )
+    headings = (
+        "arm",
+        "learning rate",
+        "movement in a step",
+        "change of gradients",
+        "mean accuracy over training",
+        "accuracy at the end",
+    )
+    return Table("Movement and speed (mean over seeds)", headings, tuple(rows))
+
+
+def _charts(arms: Mapping[str, _Measured]) -> tuple[Chart, ...]:
+    moved = tuple(series(arm, measured.steps, measured.movements) for arm, measured in arms.items())
+    changed = tuple(series(arm, measured.steps, measured.changes) for arm, measured in arms.items())
+    accuracy = tuple(series(arm, measured.curve.steps, measured.curve.accuracy) for arm, measured in arms.items())
+    return (
+        Chart("Movement of layer inputs", "step", "movement in one step", moved, y_log=True),
+        Chart("Change of gradients by the layers below", "step", "relative change", changed, y_log=True),
+        Chart("Test accuracy", "steps", "test accuracy", accuracy),
     )
