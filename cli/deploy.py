@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 TARGETS = ("cpu", "cuda", "tensorrt")
 PRECISIONS = ("FP32", "FP16")
 
+_REFERENCES = {"float64": "float64", "onnxruntime": "ONNX Runtime with optimizations off"}
+
 
 def _batch_sizes(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...]:
     sizes = () if text is None else parse_sizes(text)
@@ -110,11 +112,14 @@ def _deploy(out: Output, model: Path, repository: Path, given: dict[str, Any]) -
 
 def _show(out: Output, result: DeployResult, source: Path) -> None:
     proofs = result.proofs
-    for what, proof in (("Against its original", proofs.against_original), ("Against float64", proofs.against_float64)):
-        if proof is not None and proof.reference == "none":
-            out.say(f"{what}: both files hold the same graph.")
-        elif proof is not None:
-            out.say(f"{what}: {proof.sentence}.", "red" if proof in proofs.failures else "")
+    for what, proof in (("its original", proofs.against_original), ("itself", proofs.against_itself)):
+        if proof is None:
+            continue
+        if proof.reference == "none":
+            out.say(f"Against {what}: both files hold the same graph.")
+        else:
+            reference = _REFERENCES[proof.reference]
+            out.say(f"Against {what} in {reference}: {proof.sentence}.", "red" if proof in proofs.failures else "")
     if result.model is None:
         out.say(f"{source} was not deployed: nothing was written.", "red")
         return
@@ -185,7 +190,7 @@ def _list(out: Output, repository: Path) -> None:
 
 def _row(folder: ModelFolder, model: DeployedModel) -> tuple[object, ...]:
     proven = model.manifest.verification
-    against = "no" if not proven.get("verified") else "original" if proven.get("original") else "float64"
+    against = "no" if not proven.get("verified") else "original" if proven.get("original") else "itself"
     served = "yes" if folder.served == model.version else ""
     most = model.serving.max_batch or "fixed"
     created = model.manifest.created.replace("T", " ").removesuffix("+00:00")

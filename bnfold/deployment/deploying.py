@@ -227,8 +227,8 @@ def _portability(model: ir.Model, source: Path, options: DeployOptions) -> tuple
     warnings = []
     if contributed:
         warnings.append(
-            f"{', '.join(contributed)} are operators of ONNX Runtime alone: the server should have the version that "
-            f"proved the model, {installed}"
+            f"{', '.join(contributed)} is of ONNX Runtime alone, no part of the ONNX standard: the server should have "
+            f"the version that proved the model, {installed}"
         )
     if options.onnxruntime is not None:
         warnings.append(check_readable(model, options.onnxruntime, installed))

@@ -23,24 +23,25 @@ class Proofs:
     """What was proven; nothing where the user did without.
 
     Attributes:
-        against_float64: that ONNX Runtime computes here what the model says, which float64 tells.
+        against_itself: that ONNX Runtime computes here what the model says, which float64 tells; or, where that does
+            not run the model, ONNX Runtime with its optimizations off.
         against_original: that the model computes what its original does; None where none was given.
         original_sha256: of the original.
     """
 
-    against_float64: VerifyResult | None = None
+    against_itself: VerifyResult | None = None
     against_original: VerifyResult | None = None
     original_sha256: str | None = None
 
     @property
     def verified(self) -> bool:
         """Whether anything was looked at."""
-        return self.against_float64 is not None
+        return self.against_itself is not None
 
     @property
     def failures(self) -> tuple[VerifyResult, ...]:
         """Those that did not come out as they should."""
-        proofs = (self.against_original, self.against_float64)
+        proofs = (self.against_original, self.against_itself)
         return tuple(proof for proof in proofs if proof is not None and not _holds(proof))
 
     @property
@@ -55,7 +56,7 @@ class Proofs:
             original["sha256"] = self.original_sha256
         return {
             "verified": self.verified,
-            "float64": _verdict_json(self.against_float64),
+            "itself": _verdict_json(self.against_itself),
             "original": original,
         }
 

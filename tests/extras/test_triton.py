@@ -131,7 +131,7 @@ def test_a_deployed_model_is_complete_and_its_golden_outputs_come_out(model: Pat
     assert sorted(found.manifest.files) == [
         "config.pbtxt", "fold_report.json", "golden.npz", "inferenceservice.yaml", "model.onnx",
     ]  # fmt: skip
-    assert found.manifest.verification["float64"]["verdict"] == "equivalent"
+    assert found.manifest.verification["itself"]["verdict"] == "equivalent"
     assert found.manifest.cold_start is not None
     start = found.manifest.cold_start["model.onnx"]
     assert start["starts"] == 2
@@ -390,7 +390,7 @@ def test_what_could_be_folded_is_told_and_not_done(tmp_path: Path, repository: P
 def test_without_verification_the_manifest_says_so(model: Path, repository: Path) -> None:
     deploy(model, repository, DeployOptions(verify=False))
     (found,) = read_repository(repository)
-    assert found.manifest.verification == {"verified": False, "float64": None, "original": None}
+    assert found.manifest.verification == {"verified": False, "itself": None, "original": None}
     assert found.golden is None
 
 
