@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,7 +19,7 @@ from bnfold.files import StrPath, staging_folder
 from bnfold.fold import fold
 from bnfold.fold.linear import LINEAR_OPS
 from bnfold.fold.report import FoldReport
-from bnfold.fold.sites import Selection, is_batch_norm
+from bnfold.fold.sites import is_batch_norm
 from bnfold.graph import label
 from bnfold.model_file import (
     ExternalData,
@@ -54,7 +55,8 @@ class OptimizeOptions:
             remove them from the inputs.
         only: shell patterns of node or output names; where given, only affines that match one are folded, and
             nothing is merged but what matches.
-        keep: shell patterns of node or output names; what matches one is left alone.
+        keep: shell patterns of node or output names; what matches one stays, with its constants, and goes on computing
+            what it did.
         merge: whether linear ops that can be one, branches that meet in a sum or ops in a row, become one.
         external_data: where the weights of the written file go.
         in_place: whether the output may be the input file.
@@ -164,7 +166,15 @@ def _fold(model: ir.Model, options: OptimizeOptions) -> FoldReport:
     _inline(model)
     if options.freeze_inputs and model.ir_version >= 4:
         common_passes.RemoveInitializersFromInputsPass()(model)
-    return fold(model, _selection(model, options), merge=options.merge, tidy=True)
+    kept = _named_like(options.keep, model)
+    others = _nodes(model) - _named_like(options.only, model) if options.only else frozenset()
+    return fold(
+        model,
+        lambda node: node not in kept and node not in others,
+        spared=lambda node: node in kept,
+        merge=options.merge,
+        tidy=True,
+    )
 
 
 def _loaded(model: Source) -> ir.Model:
@@ -210,26 +220,21 @@ def _inline(model: ir.Model) -> None:
         raise ModelError(f"the model's local functions call each other in a circle: {error}") from error
 
 
-def _selection(model: ir.Model, options: OptimizeOptions) -> Selection:
-    if not options.only and not options.keep:
-        return lambda _node: True
+def _nodes(model: ir.Model) -> frozenset[ir.Node]:
+    """The nodes that the model came with; what folding makes is nobody's to name."""
+    return frozenset(node for graph in model.graphs() for node in graph if node.outputs)
 
-    def matches(node: ir.Node, pattern: str) -> bool:
-        return any(fnmatchcase(name, pattern) for name in (label(node), node.outputs[0].name or ""))
 
-    nodes = [node for graph in model.graphs() for node in graph if node.outputs]
-    for pattern in (*options.only, *options.keep):
-        if not any(matches(node, pattern) for node in nodes):
+def _named_like(patterns: Sequence[str], model: ir.Model) -> frozenset[ir.Node]:
+    """The nodes of which the name, or that of the first output, matches a pattern now: folding renames values."""
+    names = {node: (label(node), node.outputs[0].name or "") for node in _nodes(model)}
+    found: set[ir.Node] = set()
+    for pattern in patterns:
+        like = [node for node in names if any(fnmatchcase(name, pattern) for name in names[node])]
+        if not like:
             raise InputError(f"no node or output is named like {pattern!r}; `bnfold inspect` lists the names")
-    # The names are matched now: folding renames values.
-    chosen = {
-        node
-        for node in nodes
-        if (not options.only or any(matches(node, pattern) for pattern in options.only))
-        and not any(matches(node, pattern) for pattern in options.keep)
-    }
-    made_by_folding = frozenset(nodes)
-    return lambda node: node in chosen or node not in made_by_folding
+        found.update(like)
+    return frozenset(found)
 
 
 def _reads_from(path: Path, model: ir.Model) -> bool:

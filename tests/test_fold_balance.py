@@ -6,9 +6,11 @@ import re
 
 import numpy as np
 import pytest
-from folding import Array, constants, folded, model_of, norm, ops, used
+from folding import Array, constants, feeds_of, folded, model_of, norm, ops, used
 
+from bnfold.fold import fold
 from bnfold.fold.report import Kept
+from bnfold.verification.oracle import Oracle
 
 ARRAYS: dict[str, Array] = (
     norm(4)
@@ -123,6 +125,32 @@ def test_affine_that_is_left_out_takes_nothing(kept: str) -> None:
     assert constant is not None
     assert constant.const_value is not None
     assert np.array_equal(constant.const_value.numpy(), arrays[{"n": "k", "s": "k2", "o": "k3"}[kept]])
+
+
+@pytest.mark.parametrize("body", [row[1] for row in FOLDS], ids=[row[0] for row in FOLDS])
+def test_node_of_any_kind_that_is_spared_stays_and_computes_what_it_did(body: str) -> None:
+    text = graph(body)
+    model = model_of(text, used(text, ARRAYS))
+    feeds = feeds_of(model)
+    for place, node in enumerate(model.graph):
+        node.name = f"node{place}"
+    for name in [node.name for node in model.graph]:
+        before, after = model.clone(), model.clone()
+        fold(after, lambda node, name=name: node.name != name, spared=lambda node, name=name: node.name == name)  # type: ignore[misc]
+        values = []
+        for each in (before, after):
+            (node,) = (node for node in each.graph if node.name == name)
+            if not node.outputs[0].is_graph_output():
+                each.graph.outputs.append(node.outputs[0])
+            values.append(Oracle(each).run(feeds)[str(node.outputs[0].name)])
+        np.testing.assert_allclose(values[1], values[0], rtol=1e-9, atol=1e-12, err_msg=f"{name} of {body}")
+        constants_of = [
+            [v.const_value.numpy() for v in node.inputs if v is not None and v.const_value is not None]
+            for each in (before, after)
+            for node in each.graph
+            if node.name == name
+        ]
+        assert all(np.array_equal(a, b) for a, b in zip(*constants_of, strict=True))
 
 
 def test_summand_of_one_pixel_makes_room_too() -> None:

@@ -99,6 +99,7 @@ def test_result_that_breaks_the_specification_is_not_written(tmp_path: Path, mon
         (OptimizeOptions(keep=("d",)), 2),
         (OptimizeOptions(only=("y",)), 2),
         (OptimizeOptions(keep=("*",)), 2),
+        (OptimizeOptions(keep=("c",)), 2),
     ],
 )
 def test_choice_of_nodes(tmp_path: Path, options: OptimizeOptions, left: int) -> None:

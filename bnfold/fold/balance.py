@@ -23,7 +23,7 @@ import onnx_ir as ir
 from bnfold.affine import ChannelAffine
 from bnfold.fold.affine_ops import expressible
 from bnfold.fold.commute import RULES
-from bnfold.fold.plan import Planner, readers_to_change, view_of
+from bnfold.fold.plan import Planner, left_out, readers_to_change, view_of
 from bnfold.fold.report import Reason, Refusal
 from bnfold.fold.search import TOO_FAR, Plan, Search, with_choices
 from bnfold.fold.sites import Site, read_affine
@@ -130,6 +130,8 @@ def _past_sum(
         return Refusal(Reason.CONSUMER_NOT_LINEAR, f"{label(node)} is no sum")
     if node.graph is not search.site.nodes[0].graph:
         return Refusal(Reason.OTHER_SCOPE, f"{label(node)} belongs to another scope of the model")
+    if planner.spared(node):
+        return left_out(node)
     reading = read_affine(node, planner.graph, planner.pending.affines)
     if isinstance(reading, Site):
         return _past_affine(planner, search, reading, affine)
@@ -155,7 +157,7 @@ def _past_affine(planner: Planner, search: Search, following: Site, affine: Chan
     """
     (node,) = following.nodes
     if not planner.selected(node):
-        return Refusal(Reason.NOT_SELECTED, f"{label(node)} is left out by the choice of nodes")
+        return left_out(node)
     both, back = affine.then(following.affine), affine.scale_only().inverse()
     whole = None if both is None else both.shift_only().then(back)
     rest = None if whole is None else following.affine.scale_only().then(whole.shift_only())

@@ -60,6 +60,7 @@ class _Run:
     Attributes:
         graph: the model.
         selected: which nodes may be touched.
+        spared: which nodes must stay as they are, and go on computing what they do.
         pending: what ops have absorbed, not yet written.
         ledger: what became of each affine so far.
         merges: what was merged.
@@ -70,6 +71,7 @@ class _Run:
 
     graph: ModelGraph
     selected: Selection
+    spared: Selection
     ledger: Ledger
     pending: Pending = field(default_factory=Pending)
     merges: list[MergeRecord] = field(default_factory=list)
@@ -80,7 +82,7 @@ class _Run:
     @property
     def planner(self) -> Planner:
         """Plans over the present state."""
-        return Planner(self.graph, self.pending, self.selected, self.reach)
+        return Planner(self.graph, self.pending, self.selected, self.spared, self.reach)
 
     def inherit(self, node: ir.Node, site: Site, affine: ChannelAffine) -> None:
         """A node of our own: its exact affine, so that a later fold does not start from rounded constants."""
@@ -89,13 +91,19 @@ class _Run:
 
 
 def fold(
-    model: ir.Model, selected: Selection = lambda _node: True, *, merge: bool = True, tidy: bool = False
+    model: ir.Model,
+    selected: Selection = lambda _node: True,
+    *,
+    spared: Selection = lambda _node: False,
+    merge: bool = True,
+    tidy: bool = False,
 ) -> FoldReport:
     """Fold every affine of ``model`` that algebra lets fold, in place.
 
     Args:
         model: a model without local functions that hold sites (inline them first).
         selected: which nodes may be touched: affines, and for merges the linear ops and sums too.
+        spared: which nodes must stay as they are, and go on computing what they do; none of them is selected.
         merge: whether linear ops that can be one become one.
         tidy: whether ops that compute nothing go first.
 
@@ -104,7 +112,7 @@ def fold(
     """
     graph = ModelGraph(model)
     with _names(graph):
-        return _fold(graph, selected, merge=merge, tidy=tidy)
+        return _fold(graph, selected, spared, merge=merge, tidy=tidy)
 
 
 @contextmanager
@@ -120,11 +128,11 @@ def _names(graph: ModelGraph) -> Iterator[None]:
             node.name = name
 
 
-def _fold(graph: ModelGraph, selected: Selection, *, merge: bool, tidy: bool) -> FoldReport:
+def _fold(graph: ModelGraph, selected: Selection, spared: Selection, *, merge: bool, tidy: bool) -> FoldReport:
     ledger = Ledger.of(graph)
     graph = _prepared(graph, selected, tidy=tidy)
     fused = part_of_fusions(graph)
-    run = _Run(graph, lambda node: node not in fused and selected(node), ledger)
+    run = _Run(graph, lambda node: node not in fused and selected(node), spared, ledger)
     progress = True
     while progress:
         _sweep_all(run)

@@ -35,12 +35,14 @@ class Planner:
         graph: the model.
         pending: what ops have absorbed so far.
         selected: which affine nodes may be touched.
+        spared: which nodes of any kind must stay as they are, and go on computing what they do.
         reach: how many ops a search may cross; beyond, its answer is :data:`TOO_FAR`.
     """
 
     graph: ModelGraph
     pending: Pending
     selected: Selection
+    spared: Selection
     reach: int
 
     def backward(self, site: Site) -> Plan | Refusal:
@@ -119,6 +121,8 @@ class Planner:
         """Let the producer of a value absorb the affine or pass it on; what its inputs are to carry then."""
         if search.met(producer):
             return Refusal(Reason.OTHER_CONSUMER, f"{label(producer)} is reached along two paths")
+        if self.spared(producer):
+            return left_out(producer)
         reading = read_affine(producer, self.graph, self.pending.affines)
         if isinstance(reading, Site):
             return self._leave_affine(search, reading, moving)
@@ -140,7 +144,7 @@ class Planner:
         """Let an affine op absorb what follows it, or the shift alone: ``s·(p·x + q) + t = p·(s·x) + (s·q + t)``."""
         (node,) = producer.nodes
         if not self.selected(node):
-            return Refusal(Reason.NOT_SELECTED, f"{label(node)} is left out by the choice of nodes")
+            return left_out(node)
         combined = producer.affine.then(moving)
         if combined is not None and expressible(node, combined, self.graph):
             search.affines[node] = combined
@@ -213,6 +217,8 @@ class Planner:
             return Refusal(Reason.OTHER_SCOPE, f"{label(consumer)} belongs to another scope of the model")
         if search.met(consumer):
             return Refusal(Reason.OTHER_CONSUMER, f"{label(consumer)} is reached along two paths")
+        if self.spared(consumer):
+            return left_out(consumer)
         if self._is_linear(consumer):
             if index != 0:
                 return Refusal(Reason.WEIGHT_NOT_CONSTANT, f"{label(consumer)} takes it as its weight or bias")
@@ -275,6 +281,11 @@ class Planner:
         if combined is None or not expressible(node, combined, self.graph):
             return None
         return combined
+
+
+def left_out(node: ir.Node) -> Refusal:
+    """A node takes nothing because the caller wants it as it is."""
+    return Refusal(Reason.NOT_SELECTED, f"{label(node)} is left out by the choice of nodes")
 
 
 def readers_to_change(value: ir.Value, site: Site) -> Sequence[Use] | Refusal:
