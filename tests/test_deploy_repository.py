@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 from deployments import INPUTS, OUTPUTS, deploy_bytes, fill
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bnfold.deployment.manifest import (
     DynamicBatching,
@@ -69,6 +71,30 @@ def test_a_number_is_never_used_twice(tmp_path: Path) -> None:
     roll_back(tmp_path, "net")
     assert deploy_bytes(tmp_path, content=b"3").version == 3
     assert roll_back(tmp_path, "net")[1].version == 2
+
+
+@settings(max_examples=25, deadline=None)
+@given(steps=st.lists(st.one_of(st.just("deploy"), st.just("back"), st.integers(1, 6)), max_size=8))
+def test_after_any_deployments_and_rollbacks_one_whole_version_is_served(
+    steps: list[str | int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    repository = tmp_path_factory.mktemp("repository")
+    deployed = serving = 0
+    for step in steps:
+        wanted = step if isinstance(step, int) else serving - 1
+        if step == "deploy":
+            deployed += 1
+            deploy_bytes(repository, content=str(deployed).encode())
+            serving = deployed
+        elif 1 <= wanted <= deployed:
+            roll_back(repository, "net", None if step == "back" else wanted)
+            serving = wanted
+        else:
+            with pytest.raises(RepositoryError):
+                roll_back(repository, "net", None if step == "back" else wanted)
+        assert [model.version for model in read_repository(repository)] == ([serving] if serving else [])
+        assert not serving or served(repository) == str(serving).encode()
+        assert warnings_of(repository) == ()
 
 
 def test_a_version_folder_of_another_tool_is_counted_and_not_served(tmp_path: Path) -> None:
