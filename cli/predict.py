@@ -116,7 +116,7 @@ def command(
         raise
     if out is None:
         _show_rows(output, result)
-    _summarize(output, result)
+    _summarize(output, result, top_k)
     if result.tally.skipped:
         output.answer_no()
     output.document(result.to_json())
@@ -134,26 +134,28 @@ def _tell_how_to_go_on(output: Output, out: str | None) -> None:
 
 
 def _show_rows(output: Output, result: PredictResult) -> None:
+    labelled = bool(result.tally.labelled)
     rows = [
         (row.sample, "\n".join(rank.name for rank in row.top) or row.name,
-         "\n".join(f"{rank.probability:.4f}" for rank in row.top) or f"{row.probability:.4f}", row.label_name or "")
+         "\n".join(f"{rank.probability:.4f}" for rank in row.top) or f"{row.probability:.4f}",
+         *([row.label_name or ""] if labelled else []))
         for row in result.predictions[:_SHOWN]
     ]  # fmt: skip
-    output.show(table("", ["sample", "predicted", "probability", "label"], rows, right=["probability"]))
+    columns = ["sample", "predicted", "probability", *(["label"] if labelled else [])]
+    output.show(table("", columns, rows, right=["probability"]))
     if len(result.predictions) > _SHOWN:
         output.say(f"… and {len(result.predictions) - _SHOWN:,} more; --out FILE.csv writes them all.")
     for failure in result.failures[:_SHOWN]:
         output.warn(failure.error)
 
 
-def _summarize(output: Output, result: PredictResult) -> None:
+def _summarize(output: Output, result: PredictResult, top_k: int) -> None:
     tally = result.tally
     if result.resumed:
         output.say(f"{result.resumed:,} samples were there already.")
     accuracy = ""
     if result.accuracy is not None:
-        best = result.top_accuracy
-        also = "" if best is None or tally.correct_top == tally.correct else f", {best:.2%} among the best"
+        also = "" if top_k == 1 else f", {result.top_accuracy:.2%} among the best {top_k}"
         accuracy = f" Accuracy {result.accuracy:.2%}{also}."
     output.say(
         f"{tally.rows - result.resumed:,} samples in {result.seconds:.2f} s, {result.throughput:,.0f} a second "

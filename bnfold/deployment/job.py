@@ -179,7 +179,7 @@ class Job:
                 )
             values, kept, failures = decode_all(values, names, self.source.place, form)
             if failures and self.options.on_error == "fail":
-                raise DataError(f"{failures[0].error}, or let such samples out (--on-error skip)")
+                raise DataError(f"{failures[0].error}, or leave such samples out (--on-error skip)")
             if failures:
                 names = tuple(names[position] for position in kept)
                 labels = None if labels is None else labels[kept]
@@ -209,7 +209,7 @@ class Job:
             if wrong
         ]
         if self.options.on_error == "fail":
-            raise ModelError(f"{failures[0].error}; look at that sample, or let such out (--on-error skip)")
+            raise ModelError(f"{failures[0].error}; look at that sample, or leave such out (--on-error skip)")
         sound = np.flatnonzero(~undecided)
         return Scored(
             tuple(decoded.names[row] for row in sound),

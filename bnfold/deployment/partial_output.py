@@ -123,6 +123,7 @@ class PartialOutput:
         self._lock: IO[bytes] | None = None
         self._files: list[IO[bytes]] = []
         self._committed = time.monotonic()
+        self._state = _State()
         try:
             self._state = self._begin(job, resume=resume, overwrite=overwrite)
             if not self._state.complete:
@@ -275,9 +276,8 @@ class PartialOutput:
             target.unlink(missing_ok=True)
 
     def _unwritable(self, error: OSError) -> OutputError:
-        return OutputError(
-            f"{self.output} cannot be written: {error.strerror or error}; mend that, then go on with --resume"
-        )
+        remedy = "; mend that, then go on with --resume" if self._state.tally.rows else ""
+        return OutputError(f"{self.output} cannot be written: {error.strerror or error}{remedy}")
 
     def __enter__(self) -> Self:
         return self
