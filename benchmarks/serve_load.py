@@ -157,7 +157,7 @@ async def load(ask: Ask, rate: float, seconds: float, draw: np.random.Generator)
 
 async def rates_held(asks: dict[str, Ask], limit: float, seconds: float, draw: np.random.Generator) -> dict[str, float]:
     """The greatest rate of a ladder that each variant holds in two rounds of three; they take turns on every rung."""
-    rate, held, climbing = 16.0, dict.fromkeys(asks, 0.0), set(asks)
+    rate, held, climbing = 64.0, dict.fromkeys(asks, 0.0), set(asks)
     while climbing:
         for variant in sorted(climbing):
             rounds = [(await load(asks[variant], rate, seconds, draw)).held(limit) for _ in range(2)]

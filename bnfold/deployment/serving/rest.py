@@ -180,11 +180,16 @@ def create_app(service: Service, max_body: int) -> FastAPI:
         ("/v2/models/{model_name}/versions/{model_version}", endpoints.model_metadata, "GET"),
         ("/v2/models/{model_name}/ready", endpoints.model_ready, "GET"),
         ("/v2/models/{model_name}/versions/{model_version}/ready", endpoints.model_ready, "GET"),
-        ("/v2/models/{model_name}/infer", endpoints.infer, "POST"),
-        ("/v2/models/{model_name}/versions/{model_version}/infer", endpoints.infer, "POST"),
         ("/v2/repository/index", endpoints.index, "POST"),
     ):
         app.add_api_route(path, handler, methods=[method], response_model=None)
+
+    async def infer(request: Request) -> Response:
+        return await endpoints.infer(request, **request.path_params)
+
+    # Not add_api_route: FastAPI's search for parameters takes a quarter of the time of a small request.
+    app.add_route("/v2/models/{model_name}/infer", infer, methods=["POST"])
+    app.add_route("/v2/models/{model_name}/versions/{model_version}/infer", infer, methods=["POST"])
 
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
