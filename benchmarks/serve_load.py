@@ -7,6 +7,7 @@ without, and the two are measured in turns. The load is open: requests arrive at
 ones were answered, and a latency counts from the moment that a request was due, so that a server that falls behind
 cannot slow its own load down. A rate is held if every request of a round is answered and 99 % of them in time.
 
+The server's processor time for each request depends less on what else the machine does than its latencies do.
 The client takes processor time too: where it shares cores with the server, a machine of its own would hold more.
 """
 
@@ -40,10 +41,11 @@ VARIANTS = ("batched", "alone")
 
 @dataclass(frozen=True)
 class Round:
-    """One round of load: latencies in milliseconds, and how many requests failed."""
+    """One round of load: latencies in milliseconds, requests that failed, and the server's processor time for each."""
 
     latencies: tuple[float, ...]
     failed: int
+    processor: float
 
     def percentile(self, percent: float) -> float:
         """A percentile of the latencies; a round without answers has none that is finite."""
@@ -76,9 +78,15 @@ def server(repository: Path, cores: str) -> Iterator[dict[str, Any]]:
     with subprocess.Popen([*pinned, *program, *options], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            yield json.loads(process.stdout.readline())
+            yield {"process": process.pid, **json.loads(process.stdout.readline())}
         finally:
             process.terminate()
+
+
+def processor_seconds(process: int) -> float:
+    """The processor time that a process has taken."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def feeds(model: DeployedModel, rows: int) -> dict[str, np.ndarray[Any, Any]]:
@@ -130,11 +138,12 @@ async def client(protocol: str, address: str, model: DeployedModel, name: str, r
         await api.close()
 
 
-async def load(ask: Ask, rate: float, seconds: float, draw: np.random.Generator) -> Round:
+async def load(ask: Ask, process: int, rate: float, seconds: float, draw: np.random.Generator) -> Round:
     """One round: Poisson arrivals at ``rate`` a second, each timed from when it was due."""
     due = np.cumsum(draw.exponential(1 / rate, max(int(rate * seconds), 20)))
     latencies: list[float] = []
     failed = 0
+    before = processor_seconds(process)
     start = time.perf_counter()
 
     async def one(moment: float) -> None:
@@ -152,17 +161,19 @@ async def load(ask: Ask, rate: float, seconds: float, draw: np.random.Generator)
             await asyncio.sleep(wait)
         tasks.append(asyncio.create_task(one(moment)))
     await asyncio.gather(*tasks)
-    return Round(tuple(latencies), failed)
+    return Round(tuple(latencies), failed, (processor_seconds(process) - before) / len(due) * 1e3)
 
 
-async def rates_held(asks: dict[str, Ask], limit: float, seconds: float, draw: np.random.Generator) -> dict[str, float]:
+async def rates_held(
+    asks: dict[str, Ask], process: int, limit: float, seconds: float, draw: np.random.Generator
+) -> dict[str, float]:
     """The greatest rate of a ladder that each variant holds in two rounds of three; they take turns on every rung."""
     rate, held, climbing = 64.0, dict.fromkeys(asks, 0.0), set(asks)
     while climbing:
         for variant in sorted(climbing):
-            rounds = [(await load(asks[variant], rate, seconds, draw)).held(limit) for _ in range(2)]
+            rounds = [(await load(asks[variant], process, rate, seconds, draw)).held(limit) for _ in range(2)]
             if rounds[0] != rounds[1]:
-                rounds.append((await load(asks[variant], rate, seconds, draw)).held(limit))
+                rounds.append((await load(asks[variant], process, rate, seconds, draw)).held(limit))
             if sum(rounds) >= 2:
                 held[variant] = rate
             else:
@@ -171,36 +182,39 @@ async def rates_held(asks: dict[str, Ask], limit: float, seconds: float, draw: n
     return held
 
 
-def shown(values: Sequence[float]) -> str:
+def shown(values: Sequence[float], digits: int = 1) -> str:
     """The median, and the least and greatest."""
-    return f"{statistics.median(values):.1f} ({min(values):.1f}–{max(values):.1f})"
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
 
 async def measure(arguments: argparse.Namespace, model: DeployedModel, announced: dict[str, Any]) -> None:
     """Search the rates, then measure latencies in pairs, and print both."""
     draw = np.random.default_rng(arguments.seed)
-    address = announced[arguments.protocol]
+    address, process = announced[arguments.protocol], announced["process"]
     async with (
         client(arguments.protocol, address, model, "batched", arguments.rows) as batched,
         client(arguments.protocol, address, model, "alone", arguments.rows) as alone,
     ):
         asks: dict[str, Ask] = {"batched": batched, "alone": alone}
         for ask in asks.values():
-            await load(ask, 50, 1, draw)  # warm up
-        held = await rates_held(asks, arguments.limit, arguments.seconds, draw)
+            await load(ask, process, 50, 1, draw)  # warm up
+        held = await rates_held(asks, process, arguments.limit, arguments.seconds, draw)
         for variant in VARIANTS:
             print(f"{variant}: holds {held[variant]:.0f} requests a second (p99 ≤ {arguments.limit:g} ms)", flush=True)
         low = min(held.values())
+        if not low:
+            raise SystemExit("the lowest rate of the ladder is not held: this machine is busy with something else")
         for rate in sorted({low / 4, low / 2, *held.values()}):
             rounds: dict[str, list[Round]] = {variant: [] for variant in VARIANTS}
             for _ in range(arguments.rounds):
                 for variant in VARIANTS:
-                    rounds[variant].append(await load(asks[variant], rate, arguments.seconds, draw))
+                    rounds[variant].append(await load(asks[variant], process, rate, arguments.seconds, draw))
             for variant in VARIANTS:
                 done = rounds[variant]
                 p50, p99 = (shown([one.percentile(percent) for one in done]) for percent in (50, 99))
                 failed = sum(one.failed for one in done)
-                print(f"{rate:6.0f}/s {variant:8} p50 {p50} ms  p99 {p99} ms  failed {failed}", flush=True)
+                own = f"server {shown([one.processor for one in done], 2)} ms a request"
+                print(f"{rate:6.0f}/s {variant:8} p50 {p50} ms  p99 {p99} ms  {own}  failed {failed}", flush=True)
 
 
 def main() -> None:

@@ -64,10 +64,12 @@ class Fleet:
     async def refresh(self) -> None:
         """Serve what the repository serves now. A version that cannot be loaded leaves the one before it in place."""
         try:
-            folders = await asyncio.to_thread(model_folders, self._repository)
-        except BnfoldError as error:
+            await self._refresh()
+        except (BnfoldError, OSError) as error:
             self._tell(str(error))
-            return
+
+    async def _refresh(self) -> None:
+        folders = await asyncio.to_thread(model_folders, self._repository)
         served = {model.name: model.deployed.version for model in self.service.models}
         for folder in folders:
             if folder.served is None or folder.served == served.get(folder.name):
@@ -88,8 +90,8 @@ class Fleet:
         await asyncio.gather(*self._closing, *(model.close(0) for model in self.service.models))
 
     async def _load(self, model: DeployedModel) -> None:
-        runs = await asyncio.to_thread(load, model, self._options)
-        before = self.service.put(ServedModel(model, runs, self.service.metrics))
+        sessions = await asyncio.to_thread(load, model, self._options)
+        before = self.service.put(ServedModel(model, sessions, self.service.metrics))
         if before is not None:
             self._close(before)
 

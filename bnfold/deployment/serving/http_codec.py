@@ -26,7 +26,7 @@ from bnfold.deployment.serving.request import (
     known_input,
 )
 
-#: Bytes of JSON at most: parsed, a document takes about thirty times as much memory. Binary tensors take their size.
+#: Bytes of JSON at most: parsed, a document takes up to 24 times as much memory. Binary tensors take their size.
 MAX_JSON = 16 << 20
 
 #: Parameters of tensors that ask for what this server does not offer; ignoring them would give another answer.

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from bnfold.deployment.golden import GoldenPair, golden_pairs
 from bnfold.deployment.repository import DeployedModel
-from bnfold.deployment.serving.batching import Run
 from bnfold.deployment.serving.options import ServeOptions
 from bnfold.deployment.serving.request import RequestError, RunError
-from bnfold.deployment.serving.sessions import open_sessions, target_of
+from bnfold.deployment.serving.sessions import Session, open_sessions, target_of
 from bnfold.errors import ModelError
 
 #: How far off an accelerator may be, as a share of the output's largest value: the golden file's bounds are those of
@@ -22,7 +21,7 @@ from bnfold.errors import ModelError
 _ACCELERATOR_SHARE = 0.02
 
 
-def load(model: DeployedModel, options: ServeOptions) -> tuple[Run, ...]:
+def load(model: DeployedModel, options: ServeOptions) -> tuple[Session, ...]:
     """The sessions of a model, each found to give what the golden file says.
 
     Raises:
@@ -31,16 +30,16 @@ def load(model: DeployedModel, options: ServeOptions) -> tuple[Run, ...]:
         ModelError: ONNX Runtime does not load the model, or it gives something else.
         DataError: the golden file is damaged.
     """
-    runs = open_sessions(model, options)
+    sessions = open_sessions(model, options)
     if model.golden is not None:
         on_cpu = target_of(model, options) == "cpu"
         pairs = [pair if on_cpu else _relaxed(pair) for pair in golden_pairs(model.golden)]
-        for run in runs:
+        for session in sessions:
             for pair in pairs:
-                _check(model, run, pair)
+                _check(model, session, pair)
         if model.serving.batching is not None and model.serving.max_batch > 1 and pairs:
-            _check_joined(model, runs[0], pairs[0])
-    return runs
+            _check_joined(model, sessions[0], pairs[0])
+    return sessions
 
 
 def _relaxed(pair: GoldenPair) -> GoldenPair:
@@ -50,7 +49,7 @@ def _relaxed(pair: GoldenPair) -> GoldenPair:
     )
 
 
-def _check(model: DeployedModel, run: Run, pair: GoldenPair) -> None:
+def _check(model: DeployedModel, run: Session, pair: GoldenPair) -> None:
     wrong = "; ".join(pair.differences(_outputs(model, run, pair.inputs)))
     if wrong:
         raise ModelError(
@@ -59,7 +58,7 @@ def _check(model: DeployedModel, run: Run, pair: GoldenPair) -> None:
         )
 
 
-def _check_joined(model: DeployedModel, run: Run, pair: GoldenPair) -> None:
+def _check_joined(model: DeployedModel, run: Session, pair: GoldenPair) -> None:
     """Require that rows of a batch do not influence each other: what is joined then gives what it gives alone."""
     first = {name: values[:1] for name, values in pair.inputs.items()}
     other = {name: np.flip(values, tuple(range(1, values.ndim))) for name, values in first.items()}
@@ -72,7 +71,7 @@ def _check_joined(model: DeployedModel, run: Run, pair: GoldenPair) -> None:
         )
 
 
-def _outputs(model: DeployedModel, run: Run, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def _outputs(model: DeployedModel, run: Session, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     try:
         return run(inputs)
     except (RequestError, RunError) as error:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -26,7 +28,7 @@ from bnfold.files import StrPath
 #: Seconds that a connection may be idle: longer than clients and proxies keep theirs, as KServe has it.
 _KEEP_ALIVE = 65
 
-#: Seconds that connections are given to close once nothing is in flight.
+#: Seconds that connections are given to close at least.
 _CLOSING = 1
 
 
@@ -52,26 +54,31 @@ async def _serve(repository: Path, options: ServeOptions, announce: Callable[[An
     grpc_port = bind_grpc(rpc, address, options.grpc_port)
     http_port = listener.getsockname()[1]
     http = _Http(_http_config(service, options))
-    answering = asyncio.create_task(http.serve([listener]))
-    await rpc.start()
     fleet = Fleet(repository, options, service)
-    working = asyncio.create_task(_work(fleet, options, lambda: announce(
-        Announcement(written(address, http_port), written(address, grpc_port), fleet.models, fleet.warnings)
-    )))  # fmt: skip
-    try:
-        with _stop_signal() as stop:
-            await asyncio.wait({asyncio.create_task(stop.wait()), working}, return_when=asyncio.FIRST_COMPLETED)
-            service.stop()
-            if working.done():
-                working.result()  # it ends by itself only if it fails
-            working.cancel()
-            left = await service.finish(options.drain)
-            await fleet.close()
-            return left
-    finally:
-        working.cancel()
+
+    def ready() -> None:
+        addresses = written(address, http_port), written(address, grpc_port)
+        announce(Announcement(*addresses, fleet.models, fleet.warnings))
+
+    with _stop_signal() as stop:
+        answering = asyncio.create_task(http.serve([listener]))
+        await rpc.start()
+        working = asyncio.create_task(_work(fleet, options, ready))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({stopping, working}, return_when=asyncio.FIRST_COMPLETED)
+        deadline = time.monotonic() + options.drain
+        service.stop()
+        left = 0 if working.done() else await service.finish(options.drain)
+        for task in (stopping, working):
+            task.cancel()
+        # What has been answered may be on its way to a slow client still.
+        rest = _CLOSING if left else max(_CLOSING, math.ceil(deadline - time.monotonic()))
+        http.config.timeout_graceful_shutdown = rest
         http.should_exit = True
-        await asyncio.gather(rpc.stop(_CLOSING), answering)
+        await asyncio.gather(fleet.close(), rpc.stop(rest), answering)
+        if working.done() and not working.cancelled():
+            working.result()  # it ends by itself only if it fails
+        return left
 
 
 async def _work(fleet: Fleet, options: ServeOptions, ready: Callable[[], None]) -> None:
@@ -94,7 +101,6 @@ def _http_config(service: Service, options: ServeOptions) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE,
-        timeout_graceful_shutdown=_CLOSING,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -18,7 +18,7 @@ import kserve
 from kserve.protocol.dataplane import DataPlane
 
 from bnfold.deployment.repository import DeployedModel
-from bnfold.deployment.serving.batching import Answer, Batcher, Run
+from bnfold.deployment.serving.batching import Answer, Batcher
 from bnfold.deployment.serving.metrics import Metrics
 from bnfold.deployment.serving.request import (
     ClientGoneError,
@@ -30,6 +30,7 @@ from bnfold.deployment.serving.request import (
     UnknownModelError,
     protocol_shape,
 )
+from bnfold.deployment.serving.sessions import Session
 
 #: What each failure is called in the metrics; any other is called "failed".
 _OUTCOMES: Mapping[type[BaseException], str] = {
@@ -46,7 +47,7 @@ _OUTCOMES: Mapping[type[BaseException], str] = {
 class ServedModel(kserve.Model):
     """A deployed model behind KServe's interface: its sessions and its queue."""
 
-    def __init__(self, deployed: DeployedModel, runs: tuple[Run, ...], metrics: Metrics) -> None:
+    def __init__(self, deployed: DeployedModel, sessions: Sequence[Session], metrics: Metrics) -> None:
         super().__init__(deployed.name)
         self.deployed = deployed
         labels = (deployed.name, str(deployed.version))
@@ -60,12 +61,13 @@ class ServedModel(kserve.Model):
 
         batching = deployed.serving.batching
         self._batcher = Batcher(
-            runs,
+            sessions,
             max_rows=deployed.serving.max_batch if batching else 1,
             delay=batching.queue_delay_us / 1e6 if batching else 0.0,
             preferred=batching.preferred if batching else (),
             observe=observe,
         )
+        self._sessions = sessions
         self._users = 0
         self._unused = asyncio.Event()
         self._unused.set()
@@ -105,6 +107,8 @@ class ServedModel(kserve.Model):
         self.ready = False
         with suppress(TimeoutError):
             await asyncio.wait_for(self._unused.wait(), seconds)
+        for session in self._sessions:
+            session.end()
         await self._batcher.close()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from bnfold.deployment.machine_format import machine_model
 from bnfold.deployment.repository import DeployedModel
-from bnfold.deployment.serving.batching import Feeds, Run, Values
+from bnfold.deployment.serving.batching import Feeds, Values
 from bnfold.deployment.serving.options import ServeOptions
 from bnfold.deployment.serving.request import RequestError, RunError
 from bnfold.extras import require
@@ -21,7 +21,7 @@ def target_of(model: DeployedModel, options: ServeOptions) -> str:
     return options.provider or model.serving.target
 
 
-def open_sessions(model: DeployedModel, how: ServeOptions) -> tuple[Run, ...]:
+def open_sessions(model: DeployedModel, how: ServeOptions) -> tuple[Session, ...]:
     """One session for each instance of a model.
 
     Raises:
@@ -38,25 +38,39 @@ def open_sessions(model: DeployedModel, how: ServeOptions) -> tuple[Run, ...]:
         spinning=False,  # threads that spin while they wait would take the cores from those that read requests
         provider_options=_provider_options(target, model.serving.precision),
     )
-    return tuple(_runner(create_session(file, options), model) for _ in range(model.serving.instances))
+    return tuple(Session(model, create_session(file, options)) for _ in range(model.serving.instances))
 
 
 def _provider_options(target: str, precision: str) -> Mapping[str, str]:
     return {"trt_fp16_enable": "1"} if target == "tensorrt" and precision == "FP16" else {}
 
 
-def _runner(session: Any, model: DeployedModel) -> Run:
-    errors: tuple[type[Exception], ...] = (*runtime_errors(), MemoryError)
-    invalid = require("onnxruntime.capi.onnxruntime_pybind11_state", "cpu").InvalidArgument
-    names = [output.name for output in model.outputs]
+class Session:
+    """One session of a model: called with inputs by name, it returns outputs by name.
 
-    def run(feeds: Feeds) -> Values:
+    Raises, when called:
+        RequestError: ONNX Runtime says that the inputs contradict each other.
+        RunError: it failed for another reason.
+    """
+
+    def __init__(self, model: DeployedModel, session: Any) -> None:
+        self._name = model.name
+        self._outputs = [output.name for output in model.outputs]
+        self._session = session
+        self._run = require("onnxruntime", "cpu").RunOptions()
+        self._invalid = require("onnxruntime.capi.onnxruntime_pybind11_state", "cpu").InvalidArgument
+        self._errors: tuple[type[Exception], ...] = (*runtime_errors(), MemoryError)
+
+    def __call__(self, feeds: Feeds) -> Values:
+        """Run it once."""
         try:
-            outputs = session.run(names, dict(feeds))
-        except invalid as error:
-            raise RequestError(f"the model {model.name} does not take it: {one_line(error)}") from None
-        except errors as error:
-            raise RunError(f"the model {model.name} failed: {one_line(error)}") from None
-        return {name: np.asarray(value) for name, value in zip(names, outputs, strict=True)}
+            outputs = self._session.run(self._outputs, dict(feeds), self._run)
+        except self._invalid as error:
+            raise RequestError(f"the model {self._name} does not take it: {one_line(error)}") from None
+        except self._errors as error:
+            raise RunError(f"the model {self._name} failed: {one_line(error)}") from None
+        return {name: np.asarray(value) for name, value in zip(self._outputs, outputs, strict=True)}
 
-    return run
+    def end(self) -> None:
+        """Make the run that is going on fail before its next op: Python does not end before its threads do."""
+        self._run.terminate = True
