@@ -158,7 +158,7 @@ def _roll_back(out: Output, repository: Path, name: str, version: int | None) ->
     from bnfold.deployment.publishing import roll_back
 
     before, model = roll_back(repository, name, version)
-    was = "" if before is None else f" in place of version {before}"
+    was = "" if before in (None, model.version) else f" in place of version {before}"
     out.say(f"{name} serves version {model.version}{was}.", "green")
     out.document({"before": before, "deployed": deployed_json(model)})
 
