@@ -89,6 +89,19 @@ def test_a_run_can_be_interrupted_again_and_again(tmp_path: Path) -> None:
     _assert_same_weights(tmp_path / "whole", tmp_path / "run")
 
 
+def test_a_second_interruption_stops_at_once_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    def impatient(_stage: str, done: int, _total: int) -> None:
+        if done == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(quick_options(tmp_path), impatient)
+    assert train(quick_options(tmp_path, resume=True)).resumed_at == 1
+    train(quick_options(tmp_path, output=tmp_path / "whole"))
+    _assert_same_weights(tmp_path / "whole", tmp_path / "run")
+
+
 def test_the_seed_decides_the_weights(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         train(quick_options(tmp_path, output=tmp_path / name, seed=seed, epochs=1))
@@ -147,10 +160,11 @@ def test_curves_of_loss_and_accuracy_are_drawn_where_matplotlib_is_installed(
     assert not (tmp_path / "run" / "curves.png").exists()
 
 
-def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
-    result = train(quick_options(tmp_path))
+@pytest.mark.parametrize("changes", [{}, {"ema": 0.9}])
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path, changes: dict[str, Any]) -> None:
+    result = train(quick_options(tmp_path, **changes))
     before = _weights(tmp_path / "run")
-    again = train(quick_options(tmp_path, resume=True))
+    again = train(quick_options(tmp_path, resume=True, **changes))
     assert again.history == result.history
     assert all(torch.equal(value, before[key]) for key, value in _weights(tmp_path / "run").items())
 
@@ -160,6 +174,9 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     [
         ({"lr": 0.01}, "lr at its default, not 0.01"),
         ({"epochs": 4}, "epochs 3, not 4"),
+        ({"ema": 0.9}, "ema 0.0, not 0.9"),
+        ({"accumulate": 2}, "accumulate 1, not 2"),
+        ({"precision": "bfloat16"}, "precision 'float32', not 'bfloat16'"),
         ({"model_args": {"widths": [9]}}, "model_args"),
         ({"model": "resnet", "model_args": {}}, "model 'mlp', not 'resnet'"),
     ],
