@@ -1,9 +1,9 @@
 """What decoding ahead of the session is worth: rows a second of `bnfold predict`, with decoding threads and without.
 
-Run: python benchmarks/prediction.py [--pairs N]. Images are JPEG files of 320×240 pixels, written for the purpose. A
-pair is the same job with --workers 0 and with another number, one right after the other, in an order that turns around
-from pair to pair; what is told is the median of the ratios with its 95 % interval, and how large a part of the time
-the session was running.
+Run: python benchmarks/prediction.py [--pairs N | --memory]. Images are JPEG files of 320×240 pixels, written for the
+purpose. A pair is the same job with --workers 0 and with another number, one right after the other, in an order that
+turns around from pair to pair; what is told is the median of the ratios with its 95 % interval, and how large a part of
+the time the session was running.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,6 +22,8 @@ from unittest.mock import patch
 
 import numpy as np
 import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
 from onnx import TensorProto, helper, numpy_helper
 from peers import median_interval
 from PIL import Image
@@ -112,7 +116,60 @@ def main() -> None:
     """Measure, and print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=12)
-    pairs = parser.parse_args().pairs
+    parser.add_argument("--memory", action="store_true", help="tell the peak memory for two sizes of data instead")
+    arguments = parser.parse_args()
+    if arguments.memory:
+        tell_memory()
+    else:
+        tell_rates(arguments.pairs)
+
+
+_PEAK = """
+import sys
+from pathlib import Path
+from bnfold.cli.main import main
+assert main(["predict", *sys.argv[1:], "--batch", "256", "-q"]) == 0
+# Not getrusage, whose peak begins with that of the process that started this one.
+status = Path("/proc/self/status").read_text()
+print(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
+"""
+
+
+def tell_memory() -> None:
+    """The peak memory of whole processes, for data of 1 and of 20 times a size."""
+    block = np.random.default_rng(0).random((20_000, 3, 8, 8), np.float32)
+    text = '<ir_version: 8, opset_import: ["": 17]> g (float[N,3,8,8] x) => (float[N,3] y) '
+    model = onnx.parser.parse_model(text + "{ p = GlobalAveragePool(x) y = Flatten(p) }")
+    print("| data | peak memory, 20,000 samples (15 MB) | 400,000 samples (307 MB) |\n|---|---|---|")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        onnx.save(model, folder / "model.onnx")
+        for name in ("data.npz", "data.parquet"):
+            peaks = []
+            for times in (1, 20):
+                write_blocks(folder / name, block, times)
+                command = [sys.executable, "-P", "-c", _PEAK, folder / "model.onnx", folder / name]
+                done = subprocess.run(
+                    [*command, "--out", folder / "out.csv"], capture_output=True, text=True, check=True
+                )
+                peaks.append(f"{int(done.stdout):,} MB")
+            print(f"| `.{name.partition('.')[2]}` | {' | '.join(peaks)} |", flush=True)
+
+
+def write_blocks(file: Path, block: np.ndarray, times: int) -> None:
+    """The same samples several times, an ``.npz`` or a Parquet file with a row group for each."""
+    if file.suffix == ".npz":
+        np.savez(file, x=np.tile(block, (times, 1, 1, 1)))
+        return
+    column = pa.FixedSizeListArray.from_arrays(pa.array(block.ravel()), block[0].size)
+    table = pa.table({"x": column})
+    with pq.ParquetWriter(file, table.schema) as writer:
+        for _ in range(times):
+            writer.write_table(table, row_group_size=len(block))
+
+
+def tell_rates(pairs: int) -> None:
+    """The table of pairs."""
     print(
         f"{len(os.sched_getaffinity(0))} cores, {pairs} pairs a row, {_IMAGES} images, batch 16, one thread a session"
     )

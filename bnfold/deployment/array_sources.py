@@ -67,7 +67,7 @@ class ArraySource:
 
     def listing(self) -> str:
         """Name, size and time of the file."""
-        return files_digest(self._file.parent, [self._file])
+        return files_digest(self._file.parent, [self._file.name])
 
     def close(self) -> None:
         """Close the file."""

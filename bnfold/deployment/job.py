@@ -147,7 +147,7 @@ class Job:
         }
 
     def save_preprocessing(self) -> Path:
-        """Write what the job uses as the sidecar of its model.
+        """Write what the job uses as the sidecar of its model; names of classes that only the data knows are left out.
 
         Raises:
             OptionError: nothing is known that could be written.
@@ -155,8 +155,8 @@ class Job:
         """
         if self.reader.preprocessing is None:
             raise OptionError("--save-preprocessing has nothing to save; say it with --preprocess")
-        classes = self.row_format.classes
-        return write_sidecar(self.reader.model, replace(self.reader.preprocessing, labels=classes))
+        labels = _class_names(self.options.labels) or self.reader.classes
+        return write_sidecar(self.reader.model, replace(self.reader.preprocessing, labels=labels))
 
     def read(self, number: int) -> RawBatch:
         """The samples of a batch, as they are stored."""

@@ -72,7 +72,7 @@ class ParquetSource:
 
     def listing(self) -> str:
         """Names, sizes and times of the files."""
-        return files_digest(self._folder, self._files)
+        return files_digest(self._folder, [str(file.relative_to(self._folder)) for file in self._files])
 
     def close(self) -> None:
         """Close the file that is being read."""
