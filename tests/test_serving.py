@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bnfold.cli.main import main
 from bnfold.deployment.manifest import DATATYPES, Manifest, Serving, TensorSpec
 from bnfold.deployment.repository import DeployedModel
 from bnfold.deployment.serving import ServeOptions, serve
@@ -157,6 +160,22 @@ def test_a_model_that_does_not_batch_runs_each_alone():
     assert run.batches == [(1, 2)] * 3
 
 
+def test_sessions_run_side_by_side():
+    meeting = threading.Barrier(2, timeout=30)
+
+    def run(feeds):
+        meeting.wait()  # passes only if another session runs at the same time
+        return {"y": feeds["x"]}
+
+    async def main():
+        batcher = Batcher([run, run], 1, 0.0, (), lambda *_: None)
+        answers = await asyncio.gather(*(batcher.submit(_request(1, n)) for n in range(4)))
+        await batcher.close()
+        return [answer.values["y"][0, 0] for answer in answers]
+
+    assert asyncio.run(main()) == [0, 1, 2, 3]
+
+
 def test_a_request_that_fails_fails_alone():
     run = _Double(fails=lambda x: bool((x == 1).any()))
     good, bad, other = _submit(run, [_request(1, n) for n in range(3)])
@@ -210,7 +229,9 @@ def test_options_out_of_range_are_refused(options, words):
         ServeOptions(**options)
 
 
-def test_without_the_extra_serving_names_it(monkeypatch, tmp_path):
-    monkeypatch.setitem(__import__("sys").modules, "kserve", None)
+def test_without_the_extra_serving_names_it(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "kserve", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'bnfold\[serve\]'"):
         serve(tmp_path, None, lambda _: None)
+    assert main(["serve", str(tmp_path)]) == 3
+    assert "pip install 'bnfold[serve]'" in capsys.readouterr().err

@@ -220,6 +220,25 @@ def test_grpc_lists_of_numbers_are_answered_with_lists(server):
     assert not answer.raw_output_contents
 
 
+@pytest.mark.parametrize(
+    ("raw", "contents", "words"),
+    [(1, 0, "1 tensors for 2 inputs"), (3, 0, "3 tensors for 2 inputs"), (2, 1, "give one"), (0, 0, "are 8 bytes")],
+)
+def test_a_grpc_message_that_contradicts_itself_is_an_invalid_argument(server, raw, contents, words):
+    from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+    request = service_pb2.ModelInferRequest(model_name="sums", raw_input_contents=[bytes(8)] * raw)
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 2])
+    request.inputs.add(name="by", datatype="FP32", shape=[1, 1])
+    if contents:
+        request.inputs[0].contents.fp32_contents.extend([1, 2])
+    with tritonclient.grpc.grpc.insecure_channel(server.grpc) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        with pytest.raises(tritonclient.grpc.grpc.RpcError, match=words) as error:
+            stub.ModelInfer(request)
+    assert error.value.code().name == "INVALID_ARGUMENT"
+
+
 def test_metadata_tell_versions_types_and_open_sizes(server):
     with _client("http", server) as http, _client("grpc", server) as grpc:
         told = http.api.get_model_metadata("sums", "1")
@@ -786,6 +805,16 @@ def test_a_model_whose_rows_influence_each_other_is_not_batched(tmp_path, fails)
         assert _ask("grpc", server, "digits", {"x": _images(2)}).as_numpy("logits").shape == (2, 10)
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif("CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="needs a CUDA device")
+def test_models_are_served_on_cuda(own):
+    with served.serving(own, "--provider", "cuda") as cuda, served.serving(own) as cpu:
+        assert {model["provider"] for model in cuda.announced["models"]} == {"cuda"}
+        on_cuda, on_cpu = (_ask("grpc", server, "digits", {"x": _images(4)}) for server in (cuda, cpu))
+        np.testing.assert_allclose(on_cuda.as_numpy("logits"), on_cpu.as_numpy("logits"), rtol=0, atol=0.05)
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="it is here")
 @pytest.mark.parametrize(
     ("options", "words"),
     [
