@@ -67,6 +67,8 @@ class Fleet:
             await self._refresh()
         except (BnfoldError, OSError) as error:
             self._tell(str(error))
+        except Exception:  # what is served goes on being served, whatever goes wrong beside it
+            _LOG.exception("a look at %s failed", self._repository)
 
     async def _refresh(self) -> None:
         folders = await asyncio.to_thread(model_folders, self._repository)
