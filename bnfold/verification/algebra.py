@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -96,8 +97,9 @@ def exact_folds(
 ) -> Iterator[tuple[Network, FoldReport]]:
     """What the engine makes of the reference in float64, the likeliest first.
 
-    Everything folded; then wherever the candidate was, so that what it still has is left alone; both again without
-    merges.
+    Everything folded, and without the ops that compute nothing, as bnfold does it: a fold may go one way with them and
+    another without. Then wherever the candidate was, so that what it still has is left alone; both again with those
+    ops, and all of it again without merges.
 
     Args:
         source: the reference as it is, to be folded.
@@ -106,9 +108,9 @@ def exact_folds(
         opened: which ones; those of the result are.
     """
     left = {names_of(node) for node in _left(reference, candidate)}
-    for merge in (True, False):
+    for merge, tidy in product((True, False), repeat=2):
         for spared in (set[tuple[str, ...]](), left) if left else (set[tuple[str, ...]](),):
-            yield _exact_fold(source, candidate, spared, opened, merge=merge)
+            yield _exact_fold(source, candidate, spared, opened, merge=merge, tidy=tidy)
 
 
 def _exact_fold(
@@ -118,6 +120,7 @@ def _exact_fold(
     opened: AbstractSet[Holder],
     *,
     merge: bool,
+    tidy: bool,
 ) -> tuple[Network, FoldReport]:
     model = source.model.clone()
     kept = set()
@@ -132,7 +135,7 @@ def _exact_fold(
     ):
         RemoveInitializersFromInputsPass()(model)  # as the candidate has it
     _narrow_scales(model)
-    report = fold(model, lambda node: node not in kept, merge=merge)
+    report = fold(model, lambda node: node not in kept, merge=merge, tidy=tidy)
     return Network(Oracle(model).laid_open(opened)), report
 
 
