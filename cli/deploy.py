@@ -143,7 +143,7 @@ def _show(out: Output, result: DeployResult, source: Path) -> None:
 
 def _show_model(out: Output, model: DeployedModel) -> None:
     serving = model.serving
-    batches = f"batches of up to {serving.max_batch}" if serving.max_batch else "no batching: its batch is fixed"
+    batches = f"batches of up to {serving.max_batch}" if serving.max_batch else "no batching"
     out.say(f"Inputs {', '.join(map(str, model.inputs))}; outputs {', '.join(map(str, model.outputs))}.")
     out.say(f"Served on {serving.target}, {batches}, {serving.instances} × {serving.threads or 'all'} threads.")
     if model.manifest.machine_file is not None:
@@ -192,6 +192,6 @@ def _row(folder: ModelFolder, model: DeployedModel) -> tuple[object, ...]:
     proven = model.manifest.verification
     against = "no" if not proven.get("verified") else "original" if proven.get("original") else "itself"
     served = "yes" if folder.served == model.version else ""
-    most = model.serving.max_batch or "fixed"
+    most = model.serving.max_batch or "none"
     created = model.manifest.created.replace("T", " ").removesuffix("+00:00")
     return model.name, model.version, served, created, model.serving.target, most, against, model.digest[:12]

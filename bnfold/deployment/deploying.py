@@ -187,7 +187,7 @@ def deploy(
         check_place(repository, name, prepared.inputs, prepared.outputs)
         own_report = inspect(source)
         report = own_report if options.original is None else inspect(options.original)
-        warnings += _foldable(own_report, source)
+        warnings += (*_foldable(own_report, source), *_one_by_one(prepared))
         proofs = prove(prepared, work, options, progress) if options.verify else Proofs()
         if proofs.failed:
             return DeployResult(None, proofs, warnings=warnings)
@@ -241,6 +241,14 @@ def _foldable(report: FoldReport, source: Path) -> tuple[str, ...]:
         return ()
     what = "batch norm of it can be folded" if count == 1 else "batch norms of it can be folded"
     return (f"{count} {what}, and deploying does not fold: `bnfold optimize {source} OUT.onnx` does",)
+
+
+def _one_by_one(prepared: Prepared) -> tuple[str, ...]:
+    """What to tell where the shapes promise a batch, and there is none."""
+    ports = (*prepared.inputs, *prepared.outputs)
+    if prepared.unbatched is None or any(spec.shape[:1] != (None,) for spec in ports):
+        return ()
+    return (f"requests will be run one by one, not joined in batches: {prepared.unbatched}",)
 
 
 def _machine_file(prepared: Prepared, work: Path, options: DeployOptions) -> MachineFile | None:

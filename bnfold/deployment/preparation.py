@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from bnfold.deployment.deploy_options import DEFAULT_BATCH, DeployOptions
@@ -41,6 +42,13 @@ _DATATYPES = {
     "tensor(double)": "FP64",
 }
 
+#: How many samples are run alone and together.
+_ROWS = 3
+
+#: How far off a sample may be together with others, as a share of its output's largest value, by the bytes of the
+#: output's type: products of another size are summed in another order.
+_ROUNDING = {2: 2.0**-6, 4: 2.0**-10, 8: 2.0**-20}
+
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
@@ -52,7 +60,8 @@ class Prepared:
         path: a copy of it, which is what is proven and deployed; its external data lies beside it.
         inputs: with their whole shapes.
         outputs: the same.
-        batched: whether the first dimension of each is one and the same batch, of any size.
+        unbatched: why requests cannot be joined in a batch, as the end of a sentence; None where the first dimension of
+            each input and output is one and the same batch, of any size, and no sample of it changes another's result.
         sizes: the shape of each input in a run of one sample.
     """
 
@@ -61,7 +70,7 @@ class Prepared:
     path: Path
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    batched: bool
+    unbatched: str | None
     sizes: Mapping[str, tuple[int, ...]]
 
 
@@ -92,7 +101,8 @@ def prepare(model: ir.Model, source: Path, work: Path, shapes: Mapping[str, Sequ
     inputs = tuple(_specs(session.get_inputs(), feeds[0].values))
     outputs = tuple(_specs(session.get_outputs(), results[0]))
     sizes = {name: value.shape for name, value in feeds[0].values.items()}
-    return Prepared(model, source, path, inputs, outputs, _is_batched(inputs, outputs, feeds, results), sizes)
+    unbatched = _no_batch(inputs, outputs, feeds, results) or _coupled(session, feeds)
+    return Prepared(model, source, path, inputs, outputs, unbatched, sizes)
 
 
 def _runs(
@@ -119,6 +129,13 @@ def _check_ports(ports: Sequence[Any], source: Path) -> None:
                 f"{source}: {port.name} is a {port.type}, which bnfold does not deploy; "
                 f"give it a model on tensors of {', '.join(_DATATYPES.values())}"
             )
+        if not port.name.isprintable():
+            raise ModelError(
+                f"{source}: the name {port.name!r} holds characters that cannot be printed, which not every server and "
+                "client takes; rename it"
+            )
+        if 0 in (port.shape or ()):
+            raise ModelError(f"{source}: {port.name} has a dimension of size 0, which Triton does not load; remove it")
 
 
 def _specs(ports: Sequence[Any], values: Mapping[str, Any]) -> Iterator[TensorSpec]:
@@ -128,18 +145,63 @@ def _specs(ports: Sequence[Any], values: Mapping[str, Any]) -> Iterator[TensorSp
         yield TensorSpec(port.name, _DATATYPES[port.type], shape if len(shape) == rank else (None,) * rank)
 
 
-def _is_batched(
+def _no_batch(
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
     feeds: Sequence[Feed],
     results: Sequence[Mapping[str, Any]],
-) -> bool:
-    if not inputs or any(spec.shape[:1] != (None,) for spec in (*inputs, *outputs)):
+) -> str | None:
+    """Why the first dimensions are no batch; None where they look like one."""
+    ports = (*inputs, *outputs)
+    fixed = next((spec for spec in ports if spec.shape[:1] != (None,)), None)
+    if fixed is not None:
+        return f"the first dimension of {fixed} is not open"
+    for feed, result in zip(feeds, results, strict=True):
+        if len({value.shape[0] for value in (*feed.values.values(), *result.values())}) > 1:
+            return f"the first dimensions of {', '.join(map(str, ports))} are not the same"
+    return None
+
+
+def _coupled(session: Any, feeds: Sequence[Feed]) -> str | None:
+    """Why samples cannot share a run although their first dimension is open; None where they can.
+
+    That dimension may be another axis, as the steps of a sequence are, or samples may have a part in each other's
+    result, as in a batch norm in training mode. A few samples are run alone and together.
+    """
+    alone = [_row(feed.values, index) for feed in feeds for index in range(len(next(iter(feed.values.values()))))]
+    alone = alone[:_ROWS] if len(alone) > 1 else [*alone, _mirrored(alone[0])]
+    try:
+        results = [run_session(session, sample) for sample in alone]
+        together = run_session(session, {name: np.concatenate([each[name] for each in alone]) for name in alone[0]})
+    except ModelError:
+        return "it does not run on any number of samples"
+    for index, result in enumerate(results):
+        for name, values in result.items():
+            if not _alike(values, together[name][index : index + 1]):
+                return f"a sample gives another {name} together with others than alone"
+    return None
+
+
+def _row(values: Mapping[str, Any], index: int) -> dict[str, Any]:
+    return {name: value[index : index + 1] for name, value in values.items()}
+
+
+def _mirrored(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Another sample out of the same numbers."""
+    return {name: np.flip(value, tuple(range(1, value.ndim))) for name, value in values.items()}
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two results differ by no more than rounding, of which a run of another size has its own."""
+    if one.shape != other.shape:
         return False
-    return all(
-        len({value.shape[0] for value in (*feed.values.values(), *result.values())}) == 1
-        for feed, result in zip(feeds, results, strict=True)
-    )
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        off = np.abs(a - b)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    allowed = _ROUNDING[one.dtype.itemsize] if one.dtype.kind == "f" else 0.0
+    largest = np.max(np.abs(a), initial=0.0, where=np.isfinite(a))
+    return bool((same | (off <= allowed * largest)).all())
 
 
 def serving_of(prepared: Prepared, options: DeployOptions) -> Serving:
@@ -148,14 +210,11 @@ def serving_of(prepared: Prepared, options: DeployOptions) -> Serving:
     Raises:
         OptionError: the options need a batch of any size, and the model has none; or they contradict each other.
     """
-    if not prepared.batched:
+    if prepared.unbatched is not None:
         for what, asked in (("--max-batch", options.max_batch is not None), ("--preferred-batch", options.preferred)):
             if asked:
-                raise OptionError(
-                    f"{what} needs a model with an open first dimension of each input and output, and this one has "
-                    f"{', '.join(map(str, (*prepared.inputs, *prepared.outputs)))}"
-                )
-    most = (options.max_batch or DEFAULT_BATCH) if prepared.batched else 0
+                raise OptionError(f"{what} needs a model with a batch of any size, and {prepared.unbatched}")
+    most = (options.max_batch or DEFAULT_BATCH) if prepared.unbatched is None else 0
     beyond = [size for size in options.preferred if size > most]
     if beyond:
         raise OptionError(f"a preferred batch of {beyond[0]} is larger than the largest, which is {most}")
@@ -198,7 +257,7 @@ def labels_of(prepared: Prepared, source: Path, file: StrPath | None) -> tuple[s
     classes = prepared.outputs[0].shape[-1] if prepared.outputs and prepared.outputs[0].shape else None
     if names and classes is not None and len(names) != classes:
         raise DataError(f"{where} names {len(names)} classes, and the output {prepared.outputs[0]} has {classes}")
-    if any("\n" in name or not name for name in names):
+    if any(len(name.splitlines()) != 1 for name in names):
         raise DataError(f"{where} has a class name that is empty or more than one line, which servers do not take")
     return names
 

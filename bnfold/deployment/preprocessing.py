@@ -102,11 +102,11 @@ class Preprocessing:
             values["std"] = tuple(float(value) for value in document["std"])
             values["size"] = None if size is None else (int(size[0]), int(size[1]))
             values["scale"] = float(document.get("scale", 255.0))
-            values["labels"] = tuple(str(name) for name in document.get("labels") or ())
+            values["labels"] = _names(document.get("labels") or [])
             return Preprocessing(**values, origin=origin)
         except KeyError as error:
             raise DataError(f"{origin} has no {error.args[0]}; mean and std are needed") from error
-        except (TypeError, ValueError, IndexError) as error:
+        except (TypeError, ValueError, IndexError, OverflowError) as error:
             raise DataError(f"{origin} is damaged: {error}; see docs/predict.md for what it holds") from error
 
     def normalization(self, full: float) -> Normalization:
@@ -162,7 +162,7 @@ def read_sidecar(model: StrPath) -> Preprocessing | None:
         raise DataError(f"{file} cannot be read: {error}") from error
     try:
         document = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is damaged: it is not JSON") from error
     return Preprocessing.from_json(document, str(file))
 
@@ -196,14 +196,23 @@ def from_metadata(metadata: Mapping[str, str], model: str) -> tuple[Preprocessin
         ModelError: the metadata is damaged.
     """
     try:
-        classes = tuple(str(name) for name in json.loads(metadata.get("bnfold.classes", "[]")))
+        classes = _names(json.loads(metadata.get("bnfold.classes", "[]")))
         stored = metadata.get("bnfold.normalization")
         if stored is None:
             return None, classes
         normalization = Normalization.from_json(json.loads(stored))
         return of_training(normalization, classes, None, f"the metadata of {model}"), classes
-    except (ValueError, KeyError, TypeError, DataError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, DataError) as error:
         raise ModelError(f"{model}: its bnfold metadata is damaged; export the model again") from error
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """Class names out of JSON; a ValueError or TypeError where they are no list, or cannot be written as UTF-8."""
+    if not isinstance(value, list):
+        raise TypeError("the names of the classes are no list")
+    names = tuple(str(name) for name in value)
+    "".join(names).encode()  # JSON can spell half of a surrogate pair, which no file of text can hold
+    return names
 
 
 def of_training(

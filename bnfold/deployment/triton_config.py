@@ -7,7 +7,10 @@ triton-inference-server/onnxruntime_backend, whose spellings of parameters these
 * ``version_policy`` names one version: the file alone decides which is served.
 * ``label_filename`` is looked for from the model's folder on, so that each version has labels of its own.
 * ``optimization.graph.level`` is left out, which is every optimization; 2 would be none.
-* A scalar has ``dims: 1`` and is reshaped, because Triton knows no empty ``dims``.
+* Triton knows no empty ``dims``: a scalar has ``dims: 1``. One number for each sample is reshaped to none; where there
+  is no batch, Triton refuses an empty ``reshape``, and its backend takes ``dims: 1`` for a scalar.
+* The warm-up feeds zeros. Triton's random data are random bytes, which hold NaN and numbers of any size: a model that
+  makes an index of one would fail, and with it the loading of the model.
 """
 
 from __future__ import annotations
@@ -136,7 +139,7 @@ def _describe(port: Any, spec: TensorSpec, serving: Serving) -> None:
     port.data_type = pb.DataType.Value(f"TYPE_{spec.datatype}")
     dims = [-1 if size is None else size for size in _without_batch(spec.shape, serving)]
     port.dims.extend(dims or [1])
-    if not dims:
+    if not dims and serving.max_batch > 0:
         port.reshape.SetInParent()
 
 
@@ -198,7 +201,4 @@ def _warm_up(config: Any, model: TritonModel) -> None:
             data = warm_up.inputs[spec.name]
             data.data_type = port.data_type
             data.dims.extend(_without_batch(tuple(model.sizes[spec.name]), model.serving) or [1])
-            if spec.datatype in ("FP16", "FP32", "FP64"):
-                data.random_data = True
-            else:
-                data.zero_data = True  # a random integer could be an index beyond its table
+            data.zero_data = True

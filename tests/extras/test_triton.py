@@ -224,31 +224,77 @@ def test_dims_leave_out_the_batch_where_there_is_one(
     assert {port.name: list(port.dims) for port in config.output} == outputs
     (found,) = read_repository(repository)
     for spec, port in zip((*found.inputs, *found.outputs), (*config.input, *config.output), strict=True):
-        assert port.HasField("reshape") == (len(spec.shape) == int(batched))
+        assert port.HasField("reshape") == (batched and len(spec.shape) == 1), "Triton refuses it without a batch"
         assert list(port.reshape.shape) == []
 
 
 @pytest.mark.parametrize(
-    ("onnx_type", "triton_type", "random"),
+    ("text", "together"),
     [
-        ("float16", pb.TYPE_FP16, True),
-        ("float", pb.TYPE_FP32, True),
-        ("double", pb.TYPE_FP64, True),
-        ("int32", pb.TYPE_INT32, False),
-        ("int64", pb.TYPE_INT64, False),
-        ("uint8", pb.TYPE_UINT8, False),
-        ("bool", pb.TYPE_BOOL, False),
+        ("y = Softmax<axis=-1>(x)", True),
+        ("m = ReduceMean<axes=[1]>(x) y = Sub(x, m)", True),
+        ("y = Softmax<axis=0>(x)", False),
+        ("m = ReduceMean<axes=[0]>(x) y = Sub(x, m)", False),
+        ("y = CumSum(x, zero)", False),  # the first sample of a batch is as it is alone
+        ("n = Shape(x) f = Cast<to=1>(n) c = Gather(f, zero) y = Mul(x, c)", False),
+        ("r = Reshape(x, one_row) s = Relu(r) y = Reshape(s, rows)", True),
     ],
 )
-def test_data_types_are_tritons_and_integers_are_warmed_up_with_zeros(
-    tmp_path: Path, repository: Path, onnx_type: str, triton_type: int, random: bool
+def test_samples_that_change_each_others_results_are_not_joined(
+    tmp_path: Path, repository: Path, text: str, together: bool
+) -> None:
+    """Rows as steps of a sequence, or statistics over the batch: their first dimension is open, and no batch."""
+    path = save(
+        tmp_path / "net.onnx",
+        f"agraph (float[N,3] x) => (float[N,3] y) {{ {text} }}",
+        zero=np.array(0, np.int64),
+        one_row=np.array([1, -1], np.int64),
+        rows=np.array([-1, 3], np.int64),
+    )
+    result = deploy(path, repository, DeployOptions(verify=False))
+    config = config_of(repository)
+    assert config.HasField("dynamic_batching") == (config.max_batch_size > 0) == together
+    assert list(config.input[0].dims) == ([3] if together else [-1, 3])
+    assert any("a sample gives another y together with others" in note for note in result.warnings) != together
+
+
+def test_a_batch_of_one_size_only_is_none_whatever_the_file_says(tmp_path: Path, repository: Path) -> None:
+    path = save(
+        tmp_path / "net.onnx",
+        """agraph (float[N,3] x) => (float[M,3] y) {
+            m = ReduceMean<keepdims=0>(x) z = Mul(m, none) i = Cast<to=7>(z)
+            s = Add(i, one_row) y = Reshape(x, s)
+        }""",
+        none=np.float32(0),
+        one_row=np.array([1, 3], np.int64),
+    )
+    options = DeployOptions(shapes={"x": (1, 3)}, verify=False)
+    assert any("does not run on any number" in note for note in deploy(path, repository, options).warnings)
+    assert config_of(repository).max_batch_size == 0
+    with pytest.raises(OptionError, match="--max-batch needs a model with a batch of any size, and it does not run"):
+        deploy(path, repository, DeployOptions(shapes={"x": (1, 3)}, max_batch=2))
+
+
+@pytest.mark.parametrize(
+    ("onnx_type", "triton_type"),
+    [
+        ("float16", pb.TYPE_FP16),
+        ("float", pb.TYPE_FP32),
+        ("double", pb.TYPE_FP64),
+        ("int32", pb.TYPE_INT32),
+        ("int64", pb.TYPE_INT64),
+        ("uint8", pb.TYPE_UINT8),
+        ("bool", pb.TYPE_BOOL),
+    ],
+)
+def test_data_types_are_tritons_and_all_are_warmed_up_with_zeros(
+    tmp_path: Path, repository: Path, onnx_type: str, triton_type: int
 ) -> None:
     path = save(tmp_path / "net.onnx", f"agraph ({onnx_type}[N,3] x) => (float[N,3] y) {{ y = Cast<to=1>(x) }}")
     deploy(path, repository)
     config = config_of(repository)
     assert config.input[0].data_type == triton_type
-    assert config.model_warmup[0].inputs["x"].random_data == random
-    assert config.model_warmup[0].inputs["x"].zero_data == (not random)
+    assert config.model_warmup[0].inputs["x"].zero_data, "random bytes could be NaN, or an index beyond its table"
 
 
 def accelerators(config: Any) -> dict[str, dict[str, str]]:
@@ -326,6 +372,29 @@ def test_preprocessing_in_the_metadata_is_written_out_for_clients(tmp_path: Path
     assert written is not None
     assert written.mean == (0.1, 0.2)
     assert found.labels == ()
+
+
+@pytest.mark.parametrize(
+    "classes", ["{", '{"a": 1, "b": 2, "c": 3}', '"abc"', '["\\ud800", "b", "c"]', "[" * 100_000, "7"]
+)
+def test_damaged_class_names_in_the_metadata_are_refused(tmp_path: Path, repository: Path, classes: str) -> None:
+    path = convolution(tmp_path / "net.onnx")
+    proto = onnx.load(path)
+    helper.set_model_props(proto, {"bnfold.classes": classes})
+    onnx.save(proto, path)
+    with pytest.raises(ModelError, match="metadata is damaged"):
+        deploy(path, repository)
+    assert not repository.exists()
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "a\u2028b", ""])
+def test_a_class_name_is_one_line(tmp_path: Path, repository: Path, name: str) -> None:
+    path = convolution(tmp_path / "net.onnx")
+    proto = onnx.load(path)
+    helper.set_model_props(proto, {"bnfold.classes": json.dumps([name, "b", "c"])})
+    onnx.save(proto, path)
+    with pytest.raises(DataError, match="empty or more than one line"):
+        deploy(path, repository)
 
 
 def test_a_damaged_sidecar_is_refused(model: Path, repository: Path) -> None:
@@ -491,6 +560,18 @@ def a_sequence(path: Path) -> Path:
     return save(path, "agraph (float[N,3] x) => (seq(float[N,3]) y) { y = SequenceConstruct(x) }")
 
 
+def a_control_character(path: Path) -> Path:
+    save(path, "agraph (float[N,3] x) => (float[N,3] y) { y = Relu(x) }")
+    proto = onnx.load(path)
+    proto.graph.input[0].name = proto.graph.node[0].input[0] = "a\x1b[31m\nb"
+    onnx.save(proto, path)
+    return path
+
+
+def nothing_in_it(path: Path) -> Path:
+    return save(path, "agraph (float[N,3] x, float[0,3] e) => (float[N,3] y) { y = Concat<axis=0>(x, e) }")
+
+
 def no_input(path: Path) -> Path:
     return save(path, "agraph () => (float[1] y) { y = Constant<value_floats=[1.0]>() }")
 
@@ -504,6 +585,8 @@ def random_numbers(path: Path) -> Path:
     [
         (bfloat_input, r"x is a tensor\(bfloat16\), which bnfold does not deploy"),
         (a_sequence, r"y is a seq\(tensor\(float\)\), which bnfold does not deploy"),
+        (a_control_character, r"the name 'a\\x1b\[31m\\nb' holds characters that cannot be printed"),
+        (nothing_in_it, "e has a dimension of size 0"),
         (no_input, "takes no input"),
         (random_numbers, r"net.onnx draws random numbers \(RandomNormalLike\).*--no-verify"),
         (damaged, "not an ONNX model"),
@@ -523,7 +606,7 @@ def test_models_that_cannot_be_served_are_refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (DeployOptions(max_batch=4), "--max-batch needs a model with an open first dimension"),
+        (DeployOptions(max_batch=4), "--max-batch needs a model with a batch of any size, and the first"),
         (DeployOptions(preferred=(4,)), "--preferred-batch needs a model"),
     ],
 )
