@@ -12,6 +12,7 @@ import pytest
 from folding import model_of
 
 import bnfold
+from bnfold.cli.main import main
 from bnfold.deployment import PredictOptions
 from bnfold.errors import DataError, InputError, ModelError
 from bnfold.model_file import save_model
@@ -187,6 +188,42 @@ def test_damaged_metadata_is_named(tmp_path: Path) -> None:
     onnx.save(proto, path)
     with pytest.raises(ModelError, match="metadata is damaged"):
         bnfold.predict(path, "digits")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--on-error", "skip"], 1, "1 sample has no prediction"),
+        ([], 3, "leave such out (--on-error skip)"),
+        (["--resume"], 2, "without --out"),
+        (["--preprocess", "imagenette"], 2, "neither a preset"),
+        (["--top-k", "4"], 3, "the model has 3"),
+        (["--actors", "2"], 2, "--engine ray"),
+        (["--labels", "nowhere.txt"], 3, "nowhere.txt cannot be read"),
+        (["--out", "nowhere/out.csv"], 3, "does not exist"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_exit_code_tells_what_happened(
+    arguments: list[str], code: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = images()[0].astype(np.float32)
+    x[4] = np.nan
+    np.save(tmp_path / "data.npy", x)
+    before = sorted(tmp_path.iterdir())
+    path = classifier(tmp_path)
+    assert main(["predict", str(path), str(tmp_path / "data.npy"), *arguments]) == code
+    assert words in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == sorted([*before, path])
+
+
+def test_json_is_the_only_thing_on_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "data.npy", images()[0].astype(np.float32))
+    out = tmp_path / "out.jsonl"
+    assert main(["predict", str(classifier(tmp_path)), str(tmp_path / "data.npy"), "--json", "--out", str(out)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["samples"], told["skipped"], told["output"]) == (7, 0, str(out))
+    assert told["predictions"] is None
 
 
 def test_options_out_of_range_are_refused() -> None:

@@ -15,7 +15,8 @@ from folding import model_of
 import bnfold
 from bnfold.deployment import PredictOptions
 from bnfold.deployment.pipeline import pipelined
-from bnfold.deployment.samples import DataOptions, Source, open_source
+from bnfold.deployment.reader import with_labels_of
+from bnfold.deployment.samples import DataOptions, Samples, Source, open_source
 from bnfold.errors import DataError, MissingExtraError, ModelError, OptionError
 from bnfold.model_file import save_model
 
@@ -207,6 +208,13 @@ def test_flat_rows_take_the_shape_of_a_model_with_channels_last(tmp_path: Path) 
         options = PredictOptions(logits=True, preprocess=settings)
         result = bnfold.predict(model(tmp_path, text), str(tmp_path / "x.npy"), options=options)
         assert result.predictions[0].logits == pytest.approx(x.reshape(4, 3).mean(0).tolist())
+
+
+def test_sample_without_a_label_has_none_in_the_order_of_the_model_either() -> None:
+    samples = Samples(("0", "1"), np.zeros((2, 3)), np.array([1, -1]), 1.0, ("a", "b"))
+    labels = with_labels_of(samples, ("b", "a")).labels
+    assert labels is not None
+    assert labels.tolist() == [0, -1]
 
 
 # What is skipped

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from bnfold.deployment.images import Failure, decode_all
 from bnfold.deployment.options import PredictOptions
 from bnfold.deployment.preprocessing import write_sidecar
-from bnfold.deployment.reader import ModelFacts, Reader, check_is_classifier, label_numbers
+from bnfold.deployment.reader import ModelFacts, Reader, check_is_classifier, label_numbers, renumbered
 from bnfold.deployment.rows import RowFormat, Scored
 from bnfold.deployment.samples import DataOptions, RawBatch, Samples, Source, open_source
 from bnfold.errors import DataError, ModelError, OptionError
@@ -184,7 +184,7 @@ class Job:
                 names = tuple(names[position] for position in kept)
                 labels = None if labels is None else labels[kept]
         if labels is not None and self.numbers is not None:
-            labels = np.where(labels < 0, -1, self.numbers[labels])
+            labels = renumbered(labels, self.numbers)
         if not names:
             return Decoded((), labels, np.empty((0,), self.reader.dtype), tuple(failures))
         samples = Samples(names, values, labels, self.source.scale, self.source.classes)

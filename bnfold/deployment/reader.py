@@ -18,6 +18,7 @@ from bnfold.deployment.samples import Samples
 from bnfold.errors import DataError, ModelError
 from bnfold.files import StrPath
 from bnfold.session import run_session
+from bnfold.training.dataset import Labels
 
 _ORT_DTYPES: Mapping[str, type[np.floating[Any]]] = {
     "tensor(float)": np.float32,
@@ -273,7 +274,14 @@ def with_labels_of(samples: Samples, classes: Sequence[str]) -> Samples:
     if samples.labels is None:
         return samples
     numbers = label_numbers(samples.classes, classes)
-    return samples if numbers is None else replace(samples, labels=numbers[samples.labels], classes=tuple(classes))
+    if numbers is None:
+        return samples
+    return replace(samples, labels=renumbered(samples.labels, numbers), classes=tuple(classes))
+
+
+def renumbered(labels: Labels, numbers: NDArray[np.int64]) -> Labels:
+    """Labels as the model counts; −1 stays that of a sample without one."""
+    return np.where(labels < 0, -1, numbers[labels])
 
 
 def label_numbers(theirs: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64] | None:

@@ -246,6 +246,8 @@ def _figures(session: Any, reader: Reader, samples: Samples, options: Recalibrat
         return None
     labels = with_labels_of(samples, classes).labels
     assert labels is not None
+    if labels.min() < 0:  # some samples of a table have none
+        return None
     size = reader.batch_size(options.batch)
     logits = np.concatenate([
         reader.scores(session, reader.prepare(_part(samples, start, min(start + size, len(samples)))))
