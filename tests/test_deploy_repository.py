@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -143,6 +143,23 @@ def lead_outside(file: Path) -> None:
     file.symlink_to(outside)
 
 
+def lead_to_itself(file: Path) -> None:
+    file.unlink()
+    file.symlink_to(file.name)
+
+
+def lead_configuration_outside(file: Path) -> None:
+    lead_outside(file.with_name("config.pbtxt"))
+
+
+def lead_served_configuration_outside(file: Path) -> None:
+    config = file.parents[1] / "config.pbtxt"
+    outside = file.parents[3] / "outside"
+    outside.write_bytes(config.read_bytes())
+    config.unlink()
+    config.symlink_to(outside)
+
+
 def edit_manifest(change: Callable[[dict[str, object]], object]) -> Callable[[Path], None]:
     def edit(file: Path) -> None:
         manifest = file.parent / "manifest.json"
@@ -161,6 +178,9 @@ def edit_manifest(change: Callable[[dict[str, object]], object]) -> Callable[[Pa
         ("model.onnx", Path.unlink, "net/1/model.onnx is missing"),
         ("model.onnx", lead_outside, "model.onnx is a link that leads out of"),
         ("labels.txt", flip_a_bit, "labels.txt is not the file that was deployed"),
+        ("model.onnx", lead_to_itself, "model.onnx is a link to itself|model.onnx is missing"),
+        ("model.onnx", lead_configuration_outside, "net/1/config.pbtxt is a link that leads out of"),
+        ("model.onnx", lead_served_configuration_outside, "net/config.pbtxt is a link that leads out of"),
         ("manifest.json", cut, "it is no JSON"),
         ("manifest.json", lead_outside, "manifest.json is a link that leads out of"),
         ("manifest.json", lambda file: file.write_text("[" * 100_000), "it is no JSON"),
@@ -171,6 +191,14 @@ def edit_manifest(change: Callable[[dict[str, object]], object]) -> Callable[[Pa
         ("manifest.json", edit_manifest(lambda d: d.update(version=True)), "lacks some"),
         ("manifest.json", edit_manifest(lambda d: d.update(model="../../secret")), "no size or hash"),
         ("manifest.json", edit_manifest(lambda d: d.pop("serving")), "lacks some"),
+        ("manifest.json", edit_manifest(lambda d: d.update(format_version="\x1b[31m")), "lacks some"),
+        ("manifest.json", edit_manifest(lambda d: d.update(format_version=True)), "lacks some"),
+        ("manifest.json", edit_manifest(lambda d: d.update(verification=[])), "lacks some"),
+        ("manifest.json", edit_manifest(lambda d: d["serving"].update(instances=10**30)), "lacks some"),  # type: ignore[attr-defined]
+        ("manifest.json", edit_manifest(lambda d: d["serving"].update(arena="no")), "lacks some"),  # type: ignore[attr-defined]
+        ("manifest.json", edit_manifest(lambda d: d["inputs"][0].update(name="\x1b[31m")), "lacks some"),  # type: ignore[index]
+        ("manifest.json", edit_manifest(lambda d: d["files"].update({"a\0b": {}})), "lacks some"),  # type: ignore[attr-defined]
+        ("manifest.json", edit_manifest(lambda d: d["files"].update({"\ud800": {}})), "lacks some"),  # type: ignore[attr-defined]
         (
             "manifest.json",
             edit_manifest(lambda d: d["files"].update({"../../x": {"size": 1, "sha256": "0" * 64}})),  # type: ignore[attr-defined]
@@ -213,6 +241,38 @@ def test_a_configuration_changed_by_hand_is_refused_until_a_rollback_restores_it
             attempt()
     roll_back(tmp_path, "net", 1)
     assert read_repository(tmp_path)
+
+
+def test_a_version_that_appears_while_a_repository_is_read_is_no_change_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The configuration is read before the versions are listed: the one that it names is among them."""
+    deploy_bytes(tmp_path, content=b"old")
+    listed = Path.iterdir
+    newer = iter([b"new"])
+
+    def listed_just_before_a_deployment(folder: Path) -> Iterator[Path]:
+        entries = list(listed(folder))
+        if folder == tmp_path / "net":
+            for content in newer:
+                deploy_bytes(tmp_path, content=content)
+        return iter(entries)
+
+    monkeypatch.setattr(Path, "iterdir", listed_just_before_a_deployment)
+    assert served(tmp_path) == b"old"
+    assert served(tmp_path) == b"new"
+
+
+def test_a_served_version_without_its_manifest_is_damage_that_a_deployment_or_a_rollback_mends(tmp_path: Path) -> None:
+    for content in (b"1", b"2"):
+        deploy_bytes(tmp_path, content=content)
+    (tmp_path / "net" / "2" / "manifest.json").unlink()
+    with pytest.raises(RepositoryError, match=r"2/manifest\.json cannot be read"):
+        read_repository(tmp_path)
+    roll_back(tmp_path, "net")
+    assert served(tmp_path) == b"1"
+    deploy_bytes(tmp_path, content=b"3")
+    assert served(tmp_path) == b"3"
 
 
 def test_a_model_folder_that_is_a_link_out_of_the_repository_is_refused(tmp_path: Path) -> None:
@@ -357,7 +417,7 @@ def test_what_a_kill_left_is_told_and_not_read(tmp_path: Path) -> None:
     deploy_bytes(tmp_path, content=b"old")
     run_killed(tmp_path, 3)
     assert served(tmp_path) == b"old"
-    assert any("interrupted deployment left" in note for note in warnings_of(tmp_path))
+    assert any("runs now or was interrupted" in note for note in warnings_of(tmp_path))
 
 
 def test_those_who_deploy_at_once_get_a_version_each(tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ def inference_service(model: str, serving: Serving, peak_bytes: int, storage_uri
     }
     if serving.target != "cpu":
         resources["nvidia.com/gpu"] = "1"
+    # Without a number of threads ONNX Runtime starts one for each core of the node; a limit would only throttle them.
+    limits = {what: amount for what, amount in resources.items() if what != "cpu" or serving.threads > 0}
     document = {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
@@ -54,7 +56,7 @@ def inference_service(model: str, serving: Serving, peak_bytes: int, storage_uri
                     "runtime": "kserve-tritonserver",
                     "protocolVersion": "v2",
                     "storageUri": storage_uri or STORAGE_PLACEHOLDER,
-                    "resources": {"requests": resources, "limits": dict(resources)},
+                    "resources": {"requests": resources, "limits": limits},
                 }
             }
         },

@@ -165,7 +165,7 @@ class Serving:
             precision=_text(document["precision"]),
             instances=instances,
             threads=_whole(document["threads"]),
-            arena=bool(document["arena"]),
+            arena=_flag(document["arena"]),
             batching=None if batching is None else DynamicBatching.from_json(batching),
         )
 
@@ -310,11 +310,9 @@ class Manifest:
     def _read(cls, document: Any) -> Manifest:
         if document["format"] != _FORMAT:
             raise InvalidManifestError("it is no manifest of bnfold")
-        if document["format_version"] != _VERSION:
-            raise InvalidManifestError(
-                f"it is of format {document['format_version']}, and this bnfold reads {_VERSION}; upgrade bnfold"
-            )
-        files = {_inner(path): _record(record) for path, record in document["files"].items()}
+        if (version := _whole(document["format_version"])) != _VERSION:
+            raise InvalidManifestError(f"it is of format {version}, and this bnfold reads {_VERSION}; upgrade bnfold")
+        files = {_inner(path): _record(record) for path, record in _object(document["files"]).items()}
         machine_file = document["machine_file"]
         manifest = cls(
             name=_text(document["name"]),
@@ -329,10 +327,10 @@ class Manifest:
             preprocessing=_optional(document["preprocessing"]),
             golden=_optional(document["golden"]),
             machine_file=None if machine_file is None else MachineFile.from_json(machine_file),
-            verification=dict(document["verification"]),
-            cold_start=None if document["cold_start"] is None else dict(document["cold_start"]),
-            source=dict(document["source"]),
-            tools=dict(document["tools"]),
+            verification=_object(document["verification"]),
+            cold_start=None if document["cold_start"] is None else _object(document["cold_start"]),
+            source=_object(document["source"]),
+            tools=_object(document["tools"]),
         )
         own_format = None if manifest.machine_file is None else manifest.machine_file.path
         named = (manifest.model, manifest.labels, manifest.preprocessing, manifest.golden, own_format)
@@ -365,7 +363,8 @@ def _inner(path: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str):
+    """Text that can be shown, and that can name a file: without control characters and halves of surrogate pairs."""
+    if not isinstance(value, str) or not value.isprintable():
         raise TypeError(value)
     return value
 
@@ -375,7 +374,19 @@ def _optional(value: Any) -> str | None:
 
 
 def _whole(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
+        raise TypeError(value)
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(value)
+    return value
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
         raise TypeError(value)
     return value
 

@@ -124,7 +124,7 @@ class ModelFolder:
 
     Attributes:
         path: the folder.
-        versions: those that bnfold deployed, rising.
+        versions: those that bnfold deployed, and the one that is served, rising.
         taken: every number that a folder has, whoever made it.
         served: the one that is served; None where there is none.
         leftovers: what interrupted deployments left; they are never read.
@@ -173,9 +173,9 @@ def _warnings(folder: ModelFolder) -> Iterator[str]:
     elif folder.foreign:
         yield f"{folder.path} was not deployed by bnfold and is left alone"
     elif folder.served is None:
-        yield f"{folder.path} serves nothing yet: its first deployment was interrupted; deploy it again"
+        yield f"{folder.path} serves nothing: it has no {CONFIG_FILE}, as after an interrupted deployment; deploy again"
     for leftover in folder.leftovers:
-        yield f"{leftover} is what an interrupted deployment left; the next one of this model removes it"
+        yield f"{leftover} is of a deployment that runs now or was interrupted; the next one of this model removes it"
 
 
 def model_folders(path: StrPath) -> tuple[ModelFolder, ...]:
@@ -213,8 +213,9 @@ def edited_message(folder: ModelFolder) -> str:
     """What to tell of a configuration that was changed by hand."""
     newest = max(folder.versions)
     return (
-        f"{folder.path / CONFIG_FILE} is not what bnfold wrote for any version there; copy that of a version over it, "
-        f"such as {folder.path / str(newest) / CONFIG_FILE}, and give your settings to bnfold deploy as options"
+        f"{folder.path / CONFIG_FILE} is not what bnfold wrote for any version there; `bnfold deploy --rollback "
+        f"{folder.name} {folder.path.parent} --to {newest}` writes that of a version, and settings are options of "
+        "bnfold deploy"
     )
 
 
@@ -226,29 +227,34 @@ def model_folder(path: Path) -> ModelFolder:
         OSError: it cannot be read.
     """
     _require_inside(path, path.parent)
+    text = _config(path)  # before the versions: one that it names is there before it is named
     entries = sorted(path.iterdir())
     taken = sorted(int(entry.name) for entry in entries if _VERSION_NAME.fullmatch(entry.name))
-    versions = tuple(number for number in taken if (path / str(number) / MANIFEST_FILE).is_file())
+    versions = {number for number in taken if (path / str(number) / MANIFEST_FILE).is_file()}
     leftovers = tuple(entry for entry in entries if entry.name.startswith(STAGING_PREFIX))
-    config = path / CONFIG_FILE
     served = None
-    if config.is_file():
-        text = _small_file(config)
-        served = next((n for n in reversed(versions) if _copy_of_config(path / str(n)) == text), None)
+    if text is not None:
+        served = next((number for number in reversed(taken) if _config(path / str(number)) == text), None)
+    if served is not None:
+        versions.add(served)  # also where its manifest is lost: that is damage, and no configuration of somebody else
     return ModelFolder(
         path=path,
-        versions=versions,
+        versions=tuple(sorted(versions)),
         taken=tuple(taken),
         served=served,
         leftovers=leftovers,
-        edited=config.is_file() and served is None and bool(versions),
-        foreign=not versions and (config.is_file() or bool(taken) or not leftovers),
+        edited=text is not None and served is None and bool(versions),
+        foreign=not versions and (text is not None or bool(taken) or not leftovers),
     )
 
 
-def _copy_of_config(version: Path) -> bytes | None:
-    config = version / CONFIG_FILE
-    return _small_file(config) if config.is_file() else None
+def _config(folder: Path) -> bytes | None:
+    """The configuration in a model's folder or a version's; None where there is none."""
+    config = folder / CONFIG_FILE
+    if not config.is_file():
+        return None
+    _require_inside(config, folder)
+    return _small_file(config)
 
 
 def load_version(folder: ModelFolder, version: int) -> DeployedModel:
@@ -306,7 +312,11 @@ def _labels(file: Path) -> tuple[str, ...]:
 
 def _require_inside(path: Path, folder: Path) -> None:
     """Links are followed as long as they stay in the folder, as those of a mounted volume do."""
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except RuntimeError as error:  # so pathlib tells, before Python 3.13, of links that go round in a circle
+        raise RepositoryError(f"{path} is a link to itself; put the file itself there") from error
+    if not inside:
         raise RepositoryError(f"{path} is a link that leads out of {folder}; put the files themselves there")
 
 

@@ -698,7 +698,15 @@ def test_kserve_is_told_the_runtime_the_protocol_and_the_gpu(model: Path, reposi
     assert predictor["protocolVersion"] == "v2"
     assert predictor["storageUri"] == "s3://models/repository"
     assert predictor["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    assert predictor["resources"]["requests"]["cpu"] == "6"
+    assert predictor["resources"]["requests"]["cpu"] == predictor["resources"]["limits"]["cpu"] == "6"
+
+
+def test_all_cores_are_not_throttled_by_a_limit(model: Path, repository: Path) -> None:
+    deploy(model, repository, DeployOptions(verify=False))
+    document = yaml.safe_load((repository / "net" / "1" / "inferenceservice.yaml").read_text())
+    resources = document["spec"]["predictor"]["model"]["resources"]
+    assert resources["requests"]["cpu"] == "1"
+    assert list(resources["limits"]) == ["memory"]
 
 
 @pytest.mark.usefixtures("measured")
