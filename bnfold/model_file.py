@@ -245,7 +245,10 @@ def _check_external(tensor: ir.ExternalTensor, source: Path) -> None:
     """Refuse external data that is not a whole regular file inside the model's own folder."""
     folder = source.parent.resolve()
     location = Path(tensor.location)
-    file = (folder / location).resolve()  # follows links, so that one cannot lead outside
+    try:
+        file = (folder / location).resolve()  # follows links, so that one cannot lead outside
+    except (ValueError, RuntimeError) as error:  # a byte that is zero; before Python 3.13, a link to itself
+        raise ModelError(f"{source}: the external data of {tensor.name!r} has no path of a file") from error
     if location.is_absolute() or not file.is_relative_to(folder):
         raise ModelError(
             f"{source}: the external data of {tensor.name!r} points outside the model's folder ({location}); "

@@ -360,6 +360,14 @@ def test_an_error_while_writing_leaves_nothing_of_a_first_deployment(tmp_path: P
     assert read_repository(tmp_path) == ()
 
 
+def test_a_full_disk_is_told_of_the_file_that_is_written_not_of_its_source(tmp_path: Path) -> None:
+    def copies(folder: Path, _version: int) -> Manifest:
+        raise OSError(28, "No space left on device", "/tmp/source", None, str(folder / "model.onnx"))
+
+    with pytest.raises(OutputError, match=r"net/\.deploying-\w+/model\.onnx cannot be written: No space left"):
+        publish_version(tmp_path, "net", copies)
+
+
 #: Runs a deployment that kills itself with SIGKILL at the call of so many functions of os and shutil.
 KILLED = """
 import os, pathlib, shutil, signal, sys

@@ -181,7 +181,9 @@ def test_external_data_longer_than_its_tensor_is_refused(tmp_path: Path) -> None
         load_model(path)
 
 
-@pytest.mark.parametrize("location", ["../secret.bin", "sub/../../secret.bin", "{outside}/secret.bin", "link.bin"])
+@pytest.mark.parametrize(
+    "location", ["../secret.bin", "sub/../../secret.bin", "{outside}/secret.bin", "link.bin", "a\0b"]
+)
 def test_external_data_never_leaves_the_folder_of_the_model(tmp_path: Path, location: str) -> None:
     folder, secret = tmp_path / "model", tmp_path / "secret.bin"
     folder.mkdir()
@@ -195,7 +197,7 @@ def test_external_data_never_leaves_the_folder_of_the_model(tmp_path: Path, loca
             if entry.key == "location":
                 entry.value = location.format(outside=tmp_path)
     path.write_bytes(proto.SerializeToString())
-    with pytest.raises(ModelError, match="outside the model's folder"):
+    with pytest.raises(ModelError, match=r"outside the model's folder|has no path of a file"):
         load_model(path)
 
 

@@ -16,6 +16,9 @@ DEFAULT_BATCH = 8
 
 PRECISIONS = ("FP32", "FP16")
 
+#: What the numbers of Triton's configuration end at.
+_MOST = 2**31 - 1
+
 
 @dataclass(frozen=True)
 class DeployOptions:
@@ -26,7 +29,7 @@ class DeployOptions:
         max_batch: the most samples of one run; None for :data:`DEFAULT_BATCH`, or the model's own where that is fixed.
         target: what the server runs it on; on ``tensorrt``, CUDA takes what TensorRT leaves.
         precision: on ``tensorrt``, what it may compute in.
-        engine_cache: on ``tensorrt``, a folder on the server for the engines that it builds.
+        engine_cache: on ``tensorrt``, a folder that is there on the server, for the engines that it builds.
         instances: sessions that run side by side, on each device.
         threads: intra-op threads of each; 0 leaves the choice to ONNX Runtime, which takes every core.
         arena: whether ONNX Runtime keeps memory that a run no longer needs for the next one.
@@ -80,8 +83,8 @@ class DeployOptions:
             ("queue_delay_us", self.queue_delay_us, 0),
             *(("a preferred batch", size, 1) for size in self.preferred),
         ):
-            if value is not None and value < least:
-                raise OptionError(f"{what} is {value}; it must be at least {least}")
+            if value is not None and not least <= value <= _MOST:
+                raise OptionError(f"{what} is {value}; it must be at least {least} and at most {_MOST}")
         if not self.verify and self.original is not None:
             raise OptionError("an original is there to be verified against; leave it out, or verify")
         if self.ort_format is not None:

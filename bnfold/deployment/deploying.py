@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -109,7 +110,7 @@ class _Draft:
             serving=self.serving,
             has_labels=bool(self.labels),
             sizes=prepared.sizes,
-            engine_cache=options.engine_cache,
+            engine_cache=_engine_folder(options.engine_cache, self.name, work),
         )
         peak = self.cold_starts[MODEL_FILE].peak_bytes
         texts = {
@@ -210,15 +211,26 @@ def deploy(
     return DeployResult(deployed, proofs, cold_starts, warnings)
 
 
+def _engine_folder(cache: str, name: str, work: Path) -> str:
+    """A folder for the engines of this very model; empty where none are kept.
+
+    ONNX Runtime finds an engine again by the file's name and the graph, not by the weights, so that a model trained
+    anew would be answered for by the engine of the one before (microsoft/onnxruntime#6455).
+    """
+    if not cache:
+        return ""
+    digests = "".join(sha256_of(file) for file in sorted(work.glob(f"{MODEL_FILE}*")))  # external weights too
+    return str(PurePosixPath(cache, f"{name}-{hashlib.sha256(digests.encode()).hexdigest()[:16]}"))
+
+
 @contextmanager
 def _work_folder() -> Iterator[Path]:
     try:
         with TemporaryDirectory(prefix="bnfold-deploy-") as folder:
             yield Path(folder)
     except OSError as error:
-        raise OutputError(
-            f"{error.filename or 'the folder for temporary files'} cannot be written: {error.strerror or error}"
-        ) from error
+        where = error.filename2 or error.filename or "the folder for temporary files"
+        raise OutputError(f"{where} cannot be written: {error.strerror or error}") from error
 
 
 def _portability(model: ir.Model, source: Path, options: DeployOptions) -> tuple[str, ...]:

@@ -80,7 +80,11 @@ def check_place(repository: StrPath, name: str, inputs: Sequence[TensorSpec], ou
     if home.is_symlink() or (home.exists() and not home.is_dir()):
         raise RepositoryError(f"{home} is a file or a link; move it away, or choose another name with --name")
     if home.is_dir():
-        _check_fits(model_folder(home), inputs, outputs)
+        try:
+            folder = model_folder(home)
+        except OSError as error:
+            raise RepositoryError(f"{error.filename or home} cannot be read: {error.strerror or error}") from error
+        _check_fits(folder, inputs, outputs)
 
 
 def _check_fits(folder: ModelFolder, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
@@ -197,7 +201,7 @@ def _writing(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = error.filename or place
+        where = error.filename2 or error.filename or place  # what a file is copied or renamed to comes second
         raise OutputError(f"{where} cannot be written: {error.strerror or error}") from error
 
 

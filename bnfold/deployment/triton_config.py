@@ -46,7 +46,7 @@ class TritonModel:
         serving: how to run it.
         has_labels: whether the first output has names for its classes.
         sizes: a shape of each input at which the model runs, the batch included, for the warm-up.
-        engine_cache: a folder on the server for TensorRT's engines; empty for none.
+        engine_cache: a folder on the server for TensorRT's engines of this model alone; empty for none.
     """
 
     name: str

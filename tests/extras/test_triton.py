@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -313,16 +314,38 @@ def test_tensorrt_is_told_its_precision_cache_and_sizes(model: Path, repository:
     deploy(model, repository, DeployOptions(target="tensorrt", precision="FP16", engine_cache="/cache", preferred=(4,)))
     found = accelerators(config_of(repository))
     assert list(found) == ["tensorrt", "cuda"], "CUDA takes what TensorRT leaves"
+    engines = found["tensorrt"]["trt_engine_cache_path"]
+    assert re.fullmatch(r"/cache/net-[0-9a-f]{16}", engines)
     assert found["tensorrt"] == {
         "precision_mode": "FP16",
         "trt_engine_cache_enable": "true",
-        "trt_engine_cache_path": "/cache",
+        "trt_engine_cache_path": engines,
         "trt_timing_cache_enable": "true",
-        "trt_timing_cache_path": "/cache",
+        "trt_timing_cache_path": engines,
         "trt_profile_min_shapes": "x:1x2x8x8",
         "trt_profile_opt_shapes": "x:4x2x8x8",
         "trt_profile_max_shapes": "x:8x2x8x8",
     }
+
+
+@pytest.mark.parametrize("external", [False, True], ids=["weights in the file", "beside it"])
+def test_another_models_engines_are_not_taken_for_its_own(tmp_path: Path, repository: Path, external: bool) -> None:
+    """The second has the first's graph and other weights, the third is the first again."""
+    folders = []
+    for seed in (0, 1, 0):
+        path = tmp_path / f"{seed}.onnx"
+        onnx.save(
+            onnx.load(convolution(path, seed=seed)),
+            path,
+            save_as_external_data=external,
+            location=f"{seed}.bin",
+            size_threshold=0,
+        )
+        options = DeployOptions(name="net", target="tensorrt", engine_cache="/cache", verify=False)
+        deploy(path, repository, options)
+        folders.append(accelerators(config_of(repository))["tensorrt"]["trt_engine_cache_path"])
+        path.with_suffix(".bin").unlink(missing_ok=True)
+    assert folders[0] == folders[2] != folders[1]
 
 
 def test_labels_come_from_a_file_or_the_metadata_and_belong_to_a_version(tmp_path: Path, repository: Path) -> None:
@@ -802,6 +825,10 @@ def test_the_command_deploys_lists_and_rolls_back(
         ["deploy", "one", "two", "--precision", "FP16"],
         ["deploy", "one", "two", "--no-verify", "--original", "three"],
         ["deploy", "one", "two", "--ort-format", "a/b"],
+        ["deploy", "one", "two", "--max-batch", "2147483648"],
+        ["deploy", "one", "two", "--instances", "2147483648"],
+        ["deploy", "one", "two", "--threads", "2147483648"],
+        ["deploy", "one", "two", "--queue-delay", "18446744073709551616"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
