@@ -40,7 +40,7 @@ def linear(b: Builder) -> None:
     x = b.tensors[-1]
     if len(x.shape) >= 3:
         b.add("Conv", [x, b.constant(b.floats(x.shape[1], x.shape[1], *[1] * (len(x.shape) - 2)), share=True)])
-    else:
+    elif x.shape:
         b.add("MatMul", [x, b.constant(b.floats(x.shape[-1], x.shape[-1]), share=True)])
 
 
