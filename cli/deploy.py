@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from bnfold.cli.options import input_shapes, parse_sizes
 from bnfold.cli.render import Output, common_options, table
@@ -83,6 +84,9 @@ def command(
     alone = listing or rollback is not None
     if len(places) != (1 if alone else 2) or (listing and rollback is not None):
         raise click.UsageError("give MODEL and REPOSITORY; with --list or --rollback NAME, give REPOSITORY alone.")
+    source_of = click.get_current_context().get_parameter_source
+    if alone and any(source_of(name) is ParameterSource.COMMANDLINE for name in options):
+        raise click.UsageError("--list and --rollback take none of the options of a deployment.")
     if "" in places:
         raise click.UsageError("a path is empty; give MODEL and REPOSITORY.")
     if version is not None and rollback is None:

@@ -81,10 +81,10 @@ def check_place(repository: StrPath, name: str, inputs: Sequence[TensorSpec], ou
         raise RepositoryError(f"{home} is a file or a link; move it away, or choose another name with --name")
     if home.is_dir():
         try:
-            folder = model_folder(home)
+            found = model_folder(home)
         except OSError as error:
             raise RepositoryError(f"{error.filename or home} cannot be read: {error.strerror or error}") from error
-        _check_fits(folder, inputs, outputs)
+        _check_fits(found, inputs, outputs)
 
 
 def _check_fits(folder: ModelFolder, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:

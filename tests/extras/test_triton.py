@@ -820,6 +820,8 @@ def test_the_command_deploys_lists_and_rolls_back(
         ["deploy", "--list", "--rollback", "net", "one"],
         ["deploy", "one", ""],
         ["deploy", "one", "two", "--to", "3"],
+        ["deploy", "--list", "one", "--target", "cuda"],
+        ["deploy", "--rollback", "net", "one", "--no-verify"],
         ["deploy", "one", "two", "--preferred-batch", "4,x"],
         ["deploy", "one", "two", "--name", "../x"],
         ["deploy", "one", "two", "--precision", "FP16"],
