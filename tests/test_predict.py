@@ -135,6 +135,26 @@ def test_truncated_archive_is_named(tmp_path: Path) -> None:
         bnfold.predict(classifier(tmp_path), str(tmp_path / "data.npz"))
 
 
+def test_score_of_minus_infinity_is_a_class_that_cannot_be(tmp_path: Path) -> None:
+    x = np.ones((2, 3, 2, 2), np.float32)
+    x[0, 1] = -np.inf
+    np.save(tmp_path / "data.npy", x)
+    out = tmp_path / "out.jsonl"
+    bnfold.predict(classifier(tmp_path), str(tmp_path / "data.npy"), out, PredictOptions(logits=True))
+    assert [json.loads(line, parse_constant=pytest.fail)["logits"] for line in out.read_text().splitlines()] == [
+        [1.0, None, 1.0], [1.0, 1.0, 1.0],
+    ]  # fmt: skip
+    np.save(tmp_path / "data.npy", np.full_like(x, -np.inf))
+    with pytest.raises(ModelError, match="not finite for sample 0"):
+        bnfold.predict(classifier(tmp_path), str(tmp_path / "data.npy"))
+
+
+def test_model_that_takes_no_sample_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x=images()[0].astype(np.float32))
+    with pytest.raises(ModelError, match="holds no sample"):
+        bnfold.predict(classifier(tmp_path, TEXT.replace("[N,3,2,2]", "[0,3,2,2]")), str(tmp_path / "data.npz"))
+
+
 def test_logits_that_are_no_numbers_are_an_error(tmp_path: Path) -> None:
     x = images()[0].astype(np.float32)
     x[4] = np.nan

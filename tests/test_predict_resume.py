@@ -309,6 +309,8 @@ def test_list_of_skipped_samples_goes_with_the_output_it_belonged_to(tmp_path: P
     assert skipped["sample"] == "7"
     assert "not finite" in skipped["error"]
     np.savez(data, x=np.zeros((9, 3, 2, 2), np.float32))
+    bnfold.predict(model, str(data), out.with_suffix(".jsonl"), OPTIONS)
+    assert skipped_file(out).exists(), "of the same name with another suffix"
     bnfold.predict(model, str(data), out, OPTIONS)
     assert not skipped_file(out).exists()
 

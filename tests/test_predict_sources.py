@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import json
+import os
+import subprocess
+import sys
 import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +23,7 @@ from bnfold.deployment import PredictOptions
 from bnfold.deployment.pipeline import pipelined
 from bnfold.deployment.reader import with_labels_of
 from bnfold.deployment.samples import DataOptions, Samples, Source, open_source
-from bnfold.errors import DataError, MissingExtraError, ModelError, OptionError
+from bnfold.errors import DataError, MissingExtraError, ModelError, OptionError, OutputError
 from bnfold.model_file import save_model
 
 pytest.importorskip("onnxruntime")
@@ -51,7 +57,7 @@ def npy(folder: Path) -> Path:
 
 
 def npz(folder: Path) -> Path:
-    np.savez(folder / "data.npz", x=values(), y=np.arange(COUNT))
+    np.savez(folder / "data.npz", x=values(), y=np.arange(COUNT) % 3)
     return folder / "data.npz"
 
 
@@ -69,7 +75,7 @@ def lists(kind: Callable[[], Any]) -> Callable[[Path], Path]:
     def made(folder: Path) -> Path:
         rows = values().reshape(COUNT, 12)
         column = pa.array(rows.tolist(), kind())
-        table = pa.table({"x": column, "label": list(range(COUNT))})
+        table = pa.table({"x": column, "label": [row % 3 for row in range(COUNT)]})
         (folder / "table").mkdir()
         pq.write_table(table.slice(0, 9), folder / "table" / "a.parquet", row_group_size=4)
         pq.write_table(table.slice(9), folder / "table" / "b.parquet", row_group_size=5)
@@ -106,7 +112,7 @@ def test_pieces_are_the_whole_from_wherever_one_begins(name: str, start: int, tm
         if source.labelled:
             labels = source.read(2, 12).labels
             assert labels is not None
-            assert labels.tolist() == list(range(2, 12))
+            assert labels.tolist() == [row % 3 for row in range(2, 12)]
     finally:
         source.close()
 
@@ -185,6 +191,40 @@ def test_labels_of_parquet_are_numbers_or_names(tmp_path: Path) -> None:
         assert (result.accuracy, result.tally.labelled) == (1.0, 3)
 
 
+def test_categories_are_labels(tmp_path: Path) -> None:
+    """As pandas writes them."""
+    data = table_of(x=ROW * 3, label=pa.array(["b", None, "a"]).dictionary_encode())(tmp_path)
+    source = open_source(str(data), DataOptions())
+    labels = source.read(0, 3).labels
+    source.close()
+    assert source.classes == ("a", "b")
+    assert labels is not None
+    assert labels.tolist() == [1, -1, 0]
+
+
+def test_label_that_the_data_has_no_name_for_is_refused(tmp_path: Path) -> None:
+    names = b'{"info": {"features": {"label": {"names": ["b", "a", "c"]}}}}'
+    (tmp_path / "labels.txt").write_text("a\nb\nc\n")
+    with pytest.raises(DataError, match="the data has label 7, and names 3 classes"):
+        bnfold.predict(model(tmp_path), str(names_of_labels(names, 7)(tmp_path)),
+                       options=PredictOptions(labels=tmp_path / "labels.txt"))  # fmt: skip
+
+
+def test_more_tables_are_read_than_a_process_can_have_open(tmp_path: Path) -> None:
+    (tmp_path / "table").mkdir()
+    for number in range(70):
+        pq.write_table(pa.table({"x": ROW}), tmp_path / "table" / f"{number}.parquet")
+    program = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60)); import pyarrow.parquet;"
+        "from bnfold.deployment.samples import DataOptions, open_source;"
+        "print(len(open_source(sys.argv[1], DataOptions()).read(0, 70).values))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "table")], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "70\n", done.stderr
+
+
 def test_data_set_of_folders_is_read_file_by_file(tmp_path: Path) -> None:
     for part in ("train", "test"):
         for number, name in enumerate(("a", "b")):
@@ -232,6 +272,55 @@ def test_unreadable_images_are_skipped_counted_and_told(tmp_path: Path) -> None:
     assert [row.sample for row in result.predictions] == [f"{n}.png" for n in range(10) if n not in (3, 4)]
     assert [failure.sample for failure in result.failures] == ["3.png", "4.png"]
     assert result.tally.skipped == 2
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(encoded(0))
+    os.mkfifo(folder / "b.png")
+    (folder / "c.png").symlink_to("nowhere")
+    (folder / "d.png").symlink_to("/dev/zero")
+    (folder / "again").symlink_to(".")
+    Image.new("RGB", (1, 60_000)).save(folder / "thin.png")
+    options = PredictOptions(preprocess=("imagenet",), on_error="skip")
+    result = bnfold.predict(model(tmp_path, TEXT.replace("2,2]", "H,W]")), str(folder), tmp_path / "out.csv", options)
+    assert result.tally.rows == 1
+    said = (tmp_path / "out.csv.skipped.jsonl").read_text().splitlines()
+    assert ["is not a file, or is gone" in line for line in said] == [True, True, True, False]
+    assert "would be resized to 256" in said[3]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_any_name_of_a_file_is_one_value_of_one_row(suffix: str, tmp_path: Path) -> None:
+    """Names of files and of classes are bytes, of which some are no Unicode."""
+    names = ["a,b.png", 'a"b.png', "a\nb.png", "a\rb.png", "a\r\nb.png", os.fsdecode(b"a\xffb.png"), "ü☃.png"]
+    classes = [os.fsdecode(b"class \xff"), "b", "c"]
+    for split in ("train", "test"):
+        for of_class in classes:
+            (tmp_path / split / of_class).mkdir(parents=True)
+            for name in names:
+                (tmp_path / split / of_class / name).write_bytes(encoded(0))
+    out = tmp_path / f"out.{suffix}"
+    bnfold.predict(model(tmp_path), f"imagefolder:{tmp_path}", out, PredictOptions(preprocess=PLAIN))
+    if suffix == "csv":
+        with out.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
+            read = [row["sample"] for row in csv.DictReader(stream)]
+    elif suffix == "jsonl":
+        read = [json.loads(line)["sample"] for line in out.read_text().split("\n")[:-1]]
+    else:
+        read = [name.replace("\\udcff", "\udcff") for name in pq.read_table(out)["sample"].to_pylist()]
+    assert sorted(read) == sorted(f"test/{of_class}/{name}" for of_class in classes for name in names)
+
+
+@pytest.mark.parametrize("data", ["images", "images/deep/.."])
+def test_table_is_not_written_among_the_data(data: str, tmp_path: Path) -> None:
+    (tmp_path / "images" / "deep").mkdir(parents=True)
+    (tmp_path / "images" / "a.png").write_bytes(encoded(0))
+    options = PredictOptions(preprocess=PLAIN)
+    with pytest.raises(OutputError, match="lies in the folder of the data"):
+        bnfold.predict(model(tmp_path), str(tmp_path / data), tmp_path / "images" / "deep" / "out.parquet", options)
+    bnfold.predict(model(tmp_path), str(tmp_path / data), tmp_path / "images" / "out.csv", options)
 
 
 def test_data_of_which_nothing_can_be_read_is_an_error(tmp_path: Path) -> None:
@@ -289,6 +378,69 @@ def two_schemas(folder: Path) -> Path:
     return folder / "table"
 
 
+def other_labels(labels: Any) -> Callable[[Path], Path]:
+    def made(folder: Path) -> Path:
+        (folder / "table").mkdir()
+        pq.write_table(pa.table({"x": ROW, "label": [1]}), folder / "table" / "a.parquet")
+        pq.write_table(pa.table({"x": ROW} | labels), folder / "table" / "b.parquet")
+        return folder / "table"
+
+    return made
+
+
+def twice_a_column(folder: Path) -> Path:
+    pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([1]), pa.array(ROW)], names=["label", "label", "x"]),
+                   folder / "data.parquet")  # fmt: skip
+    return folder / "data.parquet"
+
+
+def names_of_labels(names: bytes, label: int) -> Callable[[Path], Path]:
+    def made(folder: Path) -> Path:
+        table = pa.table({"x": ROW, "label": [label]}).replace_schema_metadata({b"huggingface": names})
+        pq.write_table(table, folder / "data.parquet")
+        return folder / "data.parquet"
+
+    return made
+
+
+def archive(shape: tuple[int, ...], member: str = "x", kind: str = "<f4") -> Callable[[Path], Path]:
+    """An array that says of itself what is not so, beside a sound x where it is another."""
+
+    def made(folder: Path) -> Path:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": kind, "fortran_order": False, "shape": shape})
+        np.savez(folder / "data.npz", **({} if member == "x" else {"x": values()}))
+        with zipfile.ZipFile(folder / "data.npz", "a") as file:
+            file.writestr(f"{member}.npy", header.getvalue())
+        return folder / "data.npz"
+
+    return made
+
+
+def array_of(content: bytes) -> Callable[[Path], Path]:
+    def made(folder: Path) -> Path:
+        (folder / "data.npy").write_bytes(content)
+        return folder / "data.npy"
+
+    return made
+
+
+def with_password(folder: Path) -> Path:
+    file = npz(folder)
+    content = bytearray(file.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    file.write_bytes(content)
+    return file
+
+
+def labelled(y: Any) -> Callable[[Path], Path]:
+    def made(folder: Path) -> Path:
+        np.savez(folder / "data.npz", x=values()[: len(y)], y=y)
+        return folder / "data.npz"
+
+    return made
+
+
 def empty_folder(folder: Path) -> Path:
     (folder / "images").mkdir()
     return folder / "images"
@@ -327,7 +479,21 @@ ROW = [[0.0] * 12]
         (table_of(x=[[0.0] * 11 + [None]]), "a number is missing"),
         (table_of(x=[[0.0] * 11]), "takes samples of shape"),
         (table_of(x=ROW, label=[0.5]), "labels are integers or names"),
+        (table_of(x=ROW, label=pa.array([2**63], pa.uint64())), "label 9223372036854775807, and .* has the classes 0 to 2"),
         (two_schemas, "its column 'x' is not the"),
+        (other_labels({}), "b.parquet: its column 'label' is not the int64"),
+        (other_labels({"label": ["a"]}), "b.parquet: its column 'label' is not the int64"),
+        (twice_a_column, "more than one column 'label'"),
+        (names_of_labels(b"[" * 100_000, 3), "sample 0 of .* has label 3, and .* has the classes 0 to 2"),
+        (labelled([0, 3, 1]), "sample 1 of .* has label 3, and .* has the classes 0 to 2"),
+        (labelled(np.array([0, 2**64 - 1], np.uint64)), "sample 1 of .* has label 9223372036854775807"),
+        (archive((-5, 12)), "not a numpy file of plain arrays, or is damaged"),
+        (archive((10**9, 12)), "is damaged"),
+        (archive((10**30, 12)), "is damaged"),
+        (archive((10**15,), "y", "<i8"), "not a numpy file of plain arrays, or is damaged"),
+        (archive((10**30,), "y", "<i8"), "not a numpy file of plain arrays, or is damaged"),
+        (array_of(b"\x93NUMPY\x01\x00" + (9000).to_bytes(2, "little") + b"(" * 9000), "not a numpy file"),
+        (with_password, "not a numpy file of plain arrays, or is damaged"),
     ],
 )  # fmt: skip
 def test_data_that_cannot_be_used_is_one_sentence(make: Callable[[Path], Path], words: str, tmp_path: Path) -> None:

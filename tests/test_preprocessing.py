@@ -68,6 +68,15 @@ def test_sidecar_is_read_back_as_it_was_written(tmp_path: Path) -> None:
         ('{"mean": [0, 0, NaN], "std": [1, 1, 1]}', "mean is not finite"),
         ('{"mean": [0, 0, 0], "std": [1, 1, 1], "size": 4}', "is damaged"),
         ('{"mean": [0, 0, 0], "std": [1, 1, 1], "size": [4, 4], "shorter_side": 3}', "less than the size"),
+        ('{"mean": [0, 0, 0], "std": [1, 1, 1], "shorter_side": 3}', "less than the size 4×4 that .*model.onnx takes"),
+        ('{"mean": [0, 0, 0], "std": [1, 1, 1], "shorter_side": true}', "shorter_side is True"),
+        ('{"mean": [0, 0, 0], "std": [1, 1, 1], "shorter_side": 1000000000}', "larger than an image may be"),
+        ('{"mean": [0, 0, 0], "std": [1, 1, 1], "size": "44"}', "size are lists of numbers"),
+        ('{"mean": [0, 0, 0], "std": [1, 1, 1], "size": [4.5, 4]}', "size is a number of pixels"),
+        ('{"mean": "123", "std": "123"}', "are lists of numbers"),
+        ('{"mean": [true, 0, 0], "std": [1, 1, 1]}', "are lists of numbers"),
+        ('{"mean": [0, 0, 0], "std": [1, 1, 1], "scale": "1"}', "scale is one"),
+        ('{"mean": [0, 0, 0], "std": [1, 1, 1], "labels": ["a", null, "c"]}', "not all text"),
         ('{"mean": [0, 0, 0], "std": [1, 1, 1], "crop": "center"}', "'crop', which is none of"),
         ('{"mean": [0, 0, 0], "std": [1, 1, 1], "resize": "fit"}', "resize is 'fit'"),
         ('{"mean": [0, 0, 0], "std": [1, 1, 1], "format": 2}', "newer bnfold"),
@@ -85,6 +94,16 @@ def test_sidecar_that_is_damaged_or_disagrees_with_the_model_is_refused(
     sidecar_file(path).write_text(document)
     with pytest.raises(DataError, match=words):
         bnfold.predict(path, str(tmp_path / "images"))
+
+
+def test_files_of_editors_that_mark_utf8_are_read(tmp_path: Path) -> None:
+    path = model(tmp_path)
+    sidecar_file(path).write_text('{"mean": [0, 0, 0], "std": [1, 1, 1]}', "utf-8-sig")
+    (tmp_path / "labels.txt").write_text("a\nb\nc\n", "utf-8-sig")
+    picture(tmp_path / "images")
+    options = PredictOptions(labels=tmp_path / "labels.txt")
+    (row,) = bnfold.predict(path, str(tmp_path / "images"), options=options).predictions
+    assert row.name == "abc"[row.predicted]
 
 
 def test_settings_go_before_the_sidecar_and_that_before_the_metadata(tmp_path: Path) -> None:
@@ -133,6 +152,24 @@ def test_imagenet_is_what_torchvision_evaluates_with() -> None:
     assert made is not None
     assert (made.size, made.shorter_side, made.interpolation, made.scale) == ((224, 224), 256, "bilinear", 255.0)
     assert made.mean == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize("given", [(9, 7), (7, 9), (8, 8), (31, 10), (10, 31), (17, 5), (11, 13), (64, 6)])
+@pytest.mark.parametrize(("shorter", "size"), [(8, (5, 5)), (7, (4, 6)), (9, (9, 9)), (6, (3, 3))])
+def test_shorter_side_is_what_torchvision_does(
+    given: tuple[int, int], shorter: int, size: tuple[int, int], tmp_path: Path
+) -> None:
+    """Resize cuts the longer side off to whole pixels, CenterCrop rounds half to even: as their sources have it."""
+    picture(tmp_path, *given)
+    width, height = given
+    long = int(shorter * max(given) / min(given))
+    scaled = (shorter, long) if width <= height else (long, shorter)
+    left, top = round((scaled[0] - size[1]) / 2.0), round((scaled[1] - size[0]) / 2.0)
+    with Image.open(tmp_path / "0.png") as image:
+        resized = np.asarray(image.resize(scaled, Image.Resampling.BILINEAR))
+    wanted = resized[top : top + size[0], left : left + size[1]].transpose(2, 0, 1)
+    form = ImageForm(Preprocessing(RGB.mean, RGB.std, shorter_side=shorter), size)
+    assert np.array_equal(form.decode(tmp_path / "0.png", "0"), wanted)
 
 
 @pytest.mark.parametrize("side", [(8, 6), (6, 8), (5, 5), (4, 9)])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import lzma
 import math
+import tokenize
 import zipfile
 import zlib
 from contextlib import ExitStack
@@ -18,7 +20,11 @@ from bnfold.errors import DataError
 from bnfold.training.dataset import Labels
 
 #: What numpy and zipfile raise for damaged files.
-_DAMAGE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+_DAMAGE = (
+    OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError,
+    RuntimeError,  # an archive with a password, or compressed in a way that is not known
+    OverflowError, MemoryError,  # a shape that no file has
+)  # fmt: skip
 
 
 class _Rows(Protocol):
@@ -53,7 +59,7 @@ class ArraySource:
         self._file = file
         self.opened = ExitStack()  # what to close at the end
         self._values = values
-        self._labels: Labels | None = None if labels is None else labels.astype(np.int64)
+        self._labels: Labels | None = None if labels is None else as_labels(labels)
 
     def read(self, start: int, stop: int) -> RawBatch:
         """See :class:`bnfold.deployment.samples.Source`."""
@@ -72,6 +78,13 @@ class ArraySource:
     def close(self) -> None:
         """Close the file."""
         self.opened.close()
+
+
+def as_labels(numbers: NDArray[Any]) -> Labels:
+    """Integers of any type as labels; those beyond int64 stay beyond every class rather than turn negative."""
+    return np.minimum(numbers, np.iinfo(np.int64).max).astype(np.int64) if numbers.dtype.kind == "u" else (
+        numbers.astype(np.int64)
+    )  # fmt: skip
 
 
 def open_npy(file: Path) -> ArraySource:
@@ -128,6 +141,8 @@ class _StreamedArray:
         self.shape, by_columns, self.dtype = readers[version](stream)
         if self.dtype.hasobject:
             raise ValueError("pickled objects")
+        if min(self.shape, default=0) < 0:
+            raise ValueError(f"shape {self.shape}")
         self._stream = stream
         self._begin = stream.tell()
         self._row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize

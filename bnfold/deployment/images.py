@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ from bnfold.training.image_folder import decode_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+#: What an image may become, as much as Pillow opens without a warning: a strip of one pixel's width would fill memory.
+_MOST_PIXELS = 89_478_485
 
 #: An image that is not decoded yet: its file, its content, or nothing where a table has no value.
 Encoded = Path | bytes | None
@@ -57,6 +61,8 @@ class ImageForm:
         """
         if encoded is None:
             raise DataError(f"{name} has no image")
+        if isinstance(encoded, Path) and not encoded.is_file():  # a pipe or a device would be read for ever
+            raise DataError(f"{name} is not a file, or is gone")
         image = decode_image(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, name)
         image = image.convert("L" if self.preprocessing.channels == "L" else "RGB")
         pixels = np.asarray(self._sized(image, name))
@@ -69,7 +75,7 @@ class ImageForm:
             return image
         height, width = self.size
         if self.preprocessing.resize == "stretch":
-            return self._resized(image, (width, height))
+            return self._resized(image, (width, height), name)
         if self.preprocessing.resize == "none":
             if image.size != (width, height):
                 raise DataError(
@@ -77,22 +83,24 @@ class ImageForm:
                     "let it be resized (--preprocess resize=crop or resize=stretch)"
                 )
             return image
-        shorter = self.preprocessing.shorter_side
-        if shorter is not None:
-            wanted, given = shorter, min(image.size)
-        elif width * image.height >= height * image.width:  # the width is what would leave a gap first
-            wanted, given = width, image.width
-        else:
-            wanted, given = height, image.height
-        image = self._resized(
-            image, (max(width, round(image.width * wanted / given)), max(height, round(image.height * wanted / given)))
-        )
-        left, top = (image.width - width) // 2, (image.height - height) // 2
+        shorter, given = self.preprocessing.shorter_side, min(image.size)
+        if shorter is not None:  # to the pixel what torchvision's Resize and CenterCrop do, for which such models are
+            image = self._resized(image, (image.width * shorter // given, image.height * shorter // given), name)
+            left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        else:  # what bnfold's training does
+            scale = max(Fraction(width, image.width), Fraction(height, image.height))
+            image = self._resized(
+                image, (max(width, round(image.width * scale)), max(height, round(image.height * scale))), name
+            )
+            left, top = (image.width - width) // 2, (image.height - height) // 2
         return image.crop((left, top, left + width, top + height))
 
-    def _resized(self, image: Image, size: tuple[int, int]) -> Image:
+    def _resized(self, image: Image, size: tuple[int, int], name: str) -> Image:
         if image.size == size:
             return image
+        if size[0] * size[1] > _MOST_PIXELS:
+            raise DataError(f"{name} is {image.width}×{image.height} and would be resized to {size[0]}×{size[1]}, "
+                            "which is larger than an image may be; cut it, or resize to less")  # fmt: skip
         return image.resize(
             size, getattr(require("PIL.Image", "images").Resampling, self.preprocessing.interpolation.upper())
         )

@@ -194,12 +194,14 @@ class Job:
         """The scores of a batch.
 
         Raises:
+            DataError: a label is none of the model's classes.
             ModelError: the model fails, or yields scores that are not finite and ``on_error`` is ``fail``.
         """
         if not decoded.names:
             return Scored((), decoded.labels, np.empty((0, 0), np.float32), decoded.failures)
         scores = self.reader.scores(self.session, decoded.values)
-        undecided = np.isnan(scores).any(axis=1) | np.isposinf(scores).any(axis=1)
+        self._check_labels(decoded, scores.shape[1])
+        undecided = ~np.isfinite(scores.max(axis=1))  # a NaN is the largest; −∞ alone is a class that cannot be
         if not undecided.any():
             return Scored(decoded.names, decoded.labels, scores, decoded.failures)
         said = "yields logits that are not finite for sample"
@@ -218,6 +220,14 @@ class Job:
             (*decoded.failures, *failures),
         )
 
+    def _check_labels(self, decoded: Decoded, classes: int) -> None:
+        if decoded.labels is not None and decoded.labels.max() >= classes:
+            worst = int(decoded.labels.argmax())
+            raise DataError(
+                f"sample {decoded.names[worst]} of {self.source.place} has label {decoded.labels[worst]}, and "
+                f"{self.reader.model} has the classes 0 to {classes - 1}; give labels as the model counts"
+            )
+
 
 def _version(package: str) -> str | None:
     try:
@@ -230,7 +240,7 @@ def _class_names(file: StrPath | None) -> tuple[str, ...]:
     if file is None:
         return ()
     try:
-        names = tuple(line for line in Path(file).read_text(encoding="utf-8").splitlines() if line)
+        names = tuple(line for line in Path(file).read_text(encoding="utf-8-sig").splitlines() if line)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read as a list of class names, one a line") from error
     if not names:

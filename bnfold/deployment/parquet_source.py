@@ -21,6 +21,7 @@ from bnfold.training.dataset import Labels
 _READ_ROWS = 256
 
 _LABEL_COLUMN = "label"
+_LARGEST = int(np.iinfo(np.int64).max)  # a label beyond it is beyond every class as well
 _SUFFIXES = (".parquet", ".pq")
 
 
@@ -46,11 +47,13 @@ class ParquetSource:
         self.place = str(place)
         self._folder = place if place.is_dir() else place.parent
         self._files = list(files)
-        opened = [self._opened(file) for file in files]
-        self._rows = [file.metadata.num_rows for file in opened]
-        schema = opened[0].schema_arrow
-        for file in opened:
-            file.close()
+        self._rows: list[int] = []
+        schemas = []
+        for path in files:  # one after the other: there may be more than a process can have open
+            with self._opened(path) as file:
+                self._rows.append(file.metadata.num_rows)
+                schemas.append(file.schema_arrow)
+        schema = schemas[0]
         self.count = sum(self._rows)
         if not self.count:
             raise DataError(f"{place} holds no rows")
@@ -58,9 +61,11 @@ class ParquetSource:
         self._column = self._chosen(schema, column)
         kind = schema.field(self._column).type
         self._encoded = not _is_list(self._pa, kind)
-        for file, path in zip(opened, self._files, strict=True):
-            if self._column not in file.schema_arrow.names or file.schema_arrow.field(self._column).type != kind:
-                raise DataError(f"{path}: its column {self._column!r} is not the {kind} that it is in {files[0]}")
+        for needed in filter(None, (self._column, self._label_column)):
+            wanted = schema.field(needed).type
+            for path, other in zip(self._files, schemas, strict=True):
+                if other.names.count(needed) != 1 or other.field(needed).type != wanted:
+                    raise DataError(f"{path}: its column {needed!r} is not the {wanted} that it is in {files[0]}")
         self.scale = 255.0 if self._encoded or _innermost(self._pa, kind) == self._pa.uint8() else 1.0
         self.labelled = self._label_column is not None
         self._names_as_labels = self.labelled and _is_text(self._pa, schema.field(self._label_column).type)
@@ -154,8 +159,7 @@ class ParquetSource:
         ]
         what = "images (binary, or a struct with bytes) or lists of numbers"
         if wanted is not None:
-            if wanted not in schema.names:
-                raise DataError(f"{self.place} has no column {wanted!r}; it has {', '.join(schema.names)}")
+            self._check_there(schema, wanted)
             if wanted not in fitting:
                 raise DataError(f"{self.place}: column {wanted!r} is {schema.field(wanted).type}; samples are {what}")
             return wanted
@@ -169,12 +173,17 @@ class ParquetSource:
             wanted = _LABEL_COLUMN
             if wanted not in schema.names:
                 return None
-        elif wanted not in schema.names:
-            raise DataError(f"{self.place} has no column {wanted!r}; it has {', '.join(schema.names)}")
+        self._check_there(schema, wanted)
         kind = schema.field(wanted).type
         if not (self._pa.types.is_integer(kind) or _is_text(self._pa, kind)):
             raise DataError(f"{self.place}: column {wanted!r} is {kind}; labels are integers or names")
         return wanted
+
+    def _check_there(self, schema: Any, column: str) -> None:
+        count = schema.names.count(column)
+        if count != 1:
+            some = "no column" if not count else "more than one column"
+            raise DataError(f"{self.place} has {some} {column!r}; it has {', '.join(schema.names)}")
 
     def _classes(self, schema: Any) -> tuple[str, ...]:
         """The names of the classes: of text labels, all that there are; else what Hugging Face's metadata says."""
@@ -191,14 +200,14 @@ class ParquetSource:
         try:
             features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
             return tuple(str(name) for name in features[self._label_column]["names"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, RecursionError):
             return ()
 
     def _labels_of(self, piece: Any) -> Labels:
         labels = piece.column(self._label_column).to_pylist()
         if self._names_as_labels:
             labels = [None if name is None else self._number[name] for name in labels]
-        return np.array([-1 if label is None else label for label in labels], np.int64)
+        return np.array([-1 if label is None else min(label, _LARGEST) for label in labels], np.int64)
 
     def _images_of(self, column: Any) -> Iterator[Encoded]:
         if not self._pa.types.is_struct(column.type):
@@ -206,7 +215,7 @@ class ParquetSource:
             return
         for value in column.to_pylist():
             content, path = (None, None) if value is None else (value.get("bytes"), value.get("path"))
-            yield content if content is not None or not path else self._folder / path
+            yield content if content is not None or not isinstance(path, str) else self._folder / path
 
     def _numbers_of(self, column: Any, first: int) -> NDArray[Any]:
         shape = [len(column)]
@@ -230,6 +239,8 @@ def _is_list(pa: Any, kind: Any) -> bool:
 
 
 def _is_text(pa: Any, kind: Any) -> bool:
+    if pa.types.is_dictionary(kind):  # as pandas writes its categories
+        kind = kind.value_type
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 

@@ -34,7 +34,7 @@ _COMMIT_SECONDS = 1.0
 
 #: What a partial output may hold, in the order in which it is removed: a kill in between leaves what is understood.
 #: Nothing else is ever removed.
-_OWN_FILES = ("rows", "skipped", "finished.parquet", "staged", "job.json", "state.json", "lock")
+_OWN_FILES = ("rows", "skipped", "finished", "staged", "job.json", "state.json", "lock")
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ def partial_folder(output: Path) -> Path:
 
 
 def skipped_file(output: Path) -> Path:
-    """Where the samples without a prediction are listed, if there are any: ``out.skipped.jsonl`` for ``out.csv``."""
-    return output.with_name(f"{output.stem}.skipped.jsonl")
+    """Where the samples without a prediction are listed, if there are any: ``out.csv.skipped.jsonl``."""
+    return output.with_name(f"{output.name}.skipped.jsonl")
 
 
 class PartialOutput:

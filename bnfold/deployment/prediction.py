@@ -15,7 +15,7 @@ from bnfold.deployment.options import PredictOptions
 from bnfold.deployment.partial_output import PartialOutput, Tally, skipped_file
 from bnfold.deployment.pipeline import pipelined
 from bnfold.deployment.rows import Encoder, Prediction, Scored, check_output_format, encoder_for
-from bnfold.errors import DataError
+from bnfold.errors import DataError, OutputError
 from bnfold.extras import require
 from bnfold.files import StrPath, check_output_file
 from bnfold.progress import Progress, silent
@@ -122,6 +122,7 @@ def predict(
     if output is not None:
         target = check_output_file(output)
         check_output_format(target)
+        _check_is_no_data(target, Path(data).expanduser())
     if options.engine == "ray":
         require("ray", "ray")
     # With Ray the session here only tells of the model, on a machine that may lack what the actors have.
@@ -149,6 +150,12 @@ def predict(
         path=path,
         skipped_path=skipped_file(path) if path is not None and tally.skipped else None,
     )
+
+
+def _check_is_no_data(output: Path, data: Path) -> None:
+    """Refuse a table among the data: a folder with a table is one table, so that the next run would read that."""
+    if output.suffix == ".parquet" and data.is_dir() and output.resolve().is_relative_to(data.resolve()):
+        raise OutputError(f"{output} lies in the folder of the data, and would be taken for it; write elsewhere")
 
 
 def _write_all(model: StrPath, data: str, job: Job, sink: PartialOutput | _InMemory, progress: Progress) -> None:

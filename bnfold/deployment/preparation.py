@@ -264,7 +264,7 @@ def labels_of(prepared: Prepared, source: Path, file: StrPath | None) -> tuple[s
 
 def _read_labels(file: Path) -> tuple[str, ...]:
     try:
-        return tuple(file.read_text(encoding="utf-8").splitlines())
+        return tuple(file.read_text(encoding="utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read as a list of class names, one a line") from error
 

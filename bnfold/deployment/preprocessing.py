@@ -98,10 +98,10 @@ class Preprocessing:
         try:
             size = document.get("size")
             values = {name: value for name, value in document.items() if name != "format"}
-            values["mean"] = tuple(float(value) for value in document["mean"])
-            values["std"] = tuple(float(value) for value in document["std"])
-            values["size"] = None if size is None else (int(size[0]), int(size[1]))
-            values["scale"] = float(document.get("scale", 255.0))
+            values["mean"] = tuple(map(float, _numbers(document["mean"])))
+            values["std"] = tuple(map(float, _numbers(document["std"])))
+            values["size"] = None if size is None else _size(size)
+            (values["scale"],) = map(float, _numbers([document.get("scale", 255.0)]))
             values["labels"] = _names(document.get("labels") or [])
             return Preprocessing(**values, origin=origin)
         except KeyError as error:
@@ -135,7 +135,7 @@ def _contradictions(value: Preprocessing) -> Any:
     if value.size is not None and min(value.size) < 1:
         yield f"size is {value.size[0]}×{value.size[1]}; it must be at least 1×1"
     if value.shorter_side is not None:
-        if not isinstance(value.shorter_side, int) or value.shorter_side < 1:
+        if type(value.shorter_side) is not int or value.shorter_side < 1:
             yield f"shorter_side is {value.shorter_side!r}; it is a number of pixels"
         elif value.size is not None and value.shorter_side < max(value.size):
             yield f"shorter_side is {value.shorter_side}, less than the size {value.size[0]}×{value.size[1]} to cut out"
@@ -155,7 +155,7 @@ def read_sidecar(model: StrPath) -> Preprocessing | None:
     """
     file = sidecar_file(model)
     try:
-        content = file.read_text(encoding="utf-8")
+        content = file.read_text(encoding="utf-8-sig")  # as some editors write it
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
@@ -206,10 +206,26 @@ def from_metadata(metadata: Mapping[str, str], model: str) -> tuple[Preprocessin
         raise ModelError(f"{model}: its bnfold metadata is damaged; export the model again") from error
 
 
+def _numbers(value: Any) -> list[int | float]:
+    """Numbers out of JSON; a TypeError where they are none."""
+    if not isinstance(value, list) or any(type(number) not in (int, float) for number in value):
+        raise TypeError("mean, std and size are lists of numbers, and scale is one")
+    return value
+
+
+def _size(value: Any) -> tuple[int, int]:
+    height, width = _numbers(value)
+    if not (isinstance(height, int) and isinstance(width, int)):
+        raise TypeError("size is a number of pixels and another")
+    return height, width
+
+
 def _names(value: Any) -> tuple[str, ...]:
     """Class names out of JSON; a ValueError or TypeError where they are no list, or cannot be written as UTF-8."""
     if not isinstance(value, list):
         raise TypeError("the names of the classes are no list")
+    if any(not isinstance(name, str | int | float) for name in value):
+        raise TypeError("the names of the classes are not all text")
     names = tuple(str(name) for name in value)
     "".join(names).encode()  # JSON can spell half of a surrogate pair, which no file of text can hold
     return names

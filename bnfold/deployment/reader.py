@@ -68,6 +68,8 @@ class Reader:
         if len(inputs) != 1 or inputs[0].type not in _ORT_DTYPES:
             names = ", ".join(f"{i.name} ({i.type})" for i in inputs)
             raise ModelError(f"{model} has the inputs {names}; predict needs one input of floating point")
+        if 0 in inputs[0].shape:
+            raise ModelError(f"{model} takes an input of shape {inputs[0].shape}, which holds no sample")
         preprocessing, classes = from_metadata(session.get_modelmeta().custom_metadata_map, model)
         sidecar = read_sidecar(model)
         if sidecar is not None:
@@ -99,6 +101,12 @@ class Reader:
                     f"{known.origin} has size {known.size[0]}×{known.size[1]}, and {self.model} takes "
                     f"{size[0]}×{size[1]} (its input is {list(self.shape)}, read as {known.layout})"
                 )
+        shorter, image = known.shorter_side, self.image_size
+        if known.resize == "crop" and shorter is not None and image is not None and shorter < max(image):
+            raise DataError(
+                f"{known.origin} has shorter_side {shorter}, less than the size {image[0]}×{image[1]} that "
+                f"{self.model} takes"
+            )
         count = scores[1] if scores is not None and len(scores) > 1 else None
         if known.labels and isinstance(count, int) and count != len(known.labels):
             raise DataError(f"{known.origin} has {len(known.labels)} labels, and {self.model} has {count} classes")
@@ -280,7 +288,13 @@ def with_labels_of(samples: Samples, classes: Sequence[str]) -> Samples:
 
 
 def renumbered(labels: Labels, numbers: NDArray[np.int64]) -> Labels:
-    """Labels as the model counts; −1 stays that of a sample without one."""
+    """Labels as the model counts; −1 stays that of a sample without one.
+
+    Raises:
+        DataError: a label is none of the classes that the data names.
+    """
+    if labels.max(initial=-1) >= len(numbers):
+        raise DataError(f"the data has label {labels.max()}, and names {len(numbers)} classes, counted from 0")
     return np.where(labels < 0, -1, numbers[labels])
 
 

@@ -8,8 +8,8 @@ batches, from which the file is made at the end, a row group at a time.
 from __future__ import annotations
 
 import csv
-import io
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,8 +102,8 @@ class Prediction:
         }
         if self.top:
             document["top"] = [ranked.to_json() for ranked in self.top]
-        if self.logits:
-            document["logits"] = list(self.logits)
+        if self.logits:  # JSON has no infinities
+            document["logits"] = [score if math.isfinite(score) else None for score in self.logits]
         return document
 
 
@@ -229,9 +229,17 @@ class _Csv:
 
 
 def _csv_lines(rows: Any) -> bytes:
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(rows)
-    return stream.getvalue().encode("utf-8", "surrogateescape")
+    lines = _Lines()
+    # What a line ends with is what gets quoted in a value, and either half of it would end a line for a reader.
+    csv.writer(lines, lineterminator="\r\n").writerows(rows)
+    return "".join(lines).encode("utf-8", "surrogateescape")
+
+
+class _Lines(list[str]):
+    """A file of which each line is written at once, as csv does, with a line feed at its end."""
+
+    def write(self, line: str) -> None:
+        self.append(line.removesuffix("\r\n") + "\n")
 
 
 class _JsonLines:
@@ -262,10 +270,17 @@ class _Parquet:
         return bytes(self._schema.serialize())
 
     def rows(self, predictions: Sequence[Prediction]) -> bytes:
-        # A file's name may be no Unicode, and a string of Arrow is nothing else.
-        rows = [row.to_json() | {"sample": row.sample.encode("utf-8", "backslashreplace").decode()}
-                for row in predictions]  # fmt: skip
+        rows = [_unicode(row.to_json() | {"logits": row.logits}) for row in predictions]
         return bytes(self._pa.RecordBatch.from_pylist(rows, schema=self._schema).serialize())
+
+
+def _unicode(value: Any) -> Any:
+    """The names of files and folders in a row may be no Unicode, and a string of Arrow is nothing else."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {key: _unicode(held) for key, held in value.items()}
+    return [_unicode(held) for held in value] if isinstance(value, list) else value
 
 
 def finished_file(suffix: str, partial: Path) -> Path:
@@ -273,7 +288,7 @@ def finished_file(suffix: str, partial: Path) -> Path:
     if suffix != ".parquet":
         return partial
     pa, parquet = require("pyarrow", "parquet"), require("pyarrow.parquet", "parquet")
-    finished = partial.with_name("finished.parquet")
+    finished = partial.with_name("finished")  # nothing that looks like data, should it lie among data
     with (
         pa.OSFile(str(partial)) as stream,
         pa.ipc.open_stream(stream) as reader,

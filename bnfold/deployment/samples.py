@@ -220,16 +220,16 @@ class DataSetPart:
 def files_digest(folder: Path, names: Iterable[str]) -> str:
     """A digest of the names below ``folder``, the sizes and the times of change of files.
 
-    Raises:
-        DataError: a file is gone.
+    A file that is gone has neither; who reads it says so.
     """
     digest = hashlib.sha256()
     for name in names:
         try:
             status = (folder / name).stat()
-        except OSError as error:
-            raise DataError(f"{folder / name} cannot be read: {error.strerror or error}") from error
-        digest.update(repr((name, status.st_size, status.st_mtime_ns)).encode("utf-8", "surrogateescape"))
+            known = (name, status.st_size, status.st_mtime_ns)
+        except OSError:
+            known = (name, -1, -1)
+        digest.update(repr(known).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
