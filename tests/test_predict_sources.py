@@ -323,6 +323,21 @@ def test_table_is_not_written_among_the_data(data: str, tmp_path: Path) -> None:
     bnfold.predict(model(tmp_path), str(tmp_path / data), tmp_path / "images" / "out.csv", options)
 
 
+@pytest.mark.parametrize("kind", ["EPS", "DDS"])
+def test_images_of_rare_kinds_that_cannot_be_decoded_are_left_out(kind: str, tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(stream, kind)
+    content = stream.getvalue()
+    if kind == "DDS":  # of pixels of no kind
+        content = content[:80] + bytes(4) + content[84:]
+    pq.write_table(pa.table({"image": [encoded(0), content]}), tmp_path / "data.parquet")
+    options = PredictOptions(preprocess=PLAIN, on_error="skip")
+    result = bnfold.predict(model(tmp_path), str(tmp_path / "data.parquet"), options=options)
+    (failure,) = result.failures
+    assert failure.sample == "1"
+    assert ("PostScript" if kind == "EPS" else "is not an image") in failure.error
+
+
 def test_data_of_which_nothing_can_be_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "0.png").write_bytes(b"text")

@@ -193,11 +193,13 @@ def decode_image(source: Path | BinaryIO, name: str) -> Image:
     pillow: Any = require("PIL.Image", "images")
     try:
         with pillow.open(source) as stream:
+            if stream.format == "EPS":  # Pillow would have Ghostscript run it
+                raise DataError(f"{name} is a program in PostScript; convert it to an image")
             if stream.mode in _WIDE_MODES or stream.mode.startswith("I;"):
                 raise DataError(f"{name} has more than 8 bits a channel; convert it to an 8-bit image")
             image: Image = stream.convert("L" if stream.mode in _GRAY_MODES else "RGB")
             return image
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error, zlib.error) as error:
         raise DataError(f"{name} is not an image, or is damaged; mend or remove it") from error
     except pillow.DecompressionBombError as error:
         raise DataError(f"{name} is larger than an image may be; remove it") from error
