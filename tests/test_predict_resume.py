@@ -275,10 +275,13 @@ def test_folder_of_somebody_else_is_left_alone(tmp_path: Path, model: Path, data
     folder = partial_folder(tmp_path / "out.csv")
     folder.mkdir()
     (folder / "thesis.tex").write_text("years of work")
+    partial_folder(tmp_path / "other.csv").write_text("a file")
     for overwrite in (False, True):
-        with pytest.raises(OutputError, match="is in the way"):
-            bnfold.predict(model, str(data), tmp_path / "out.csv", PredictOptions(overwrite=overwrite))
+        for out in ("out.csv", "other.csv"):
+            with pytest.raises(OutputError, match="is in the way"):
+                bnfold.predict(model, str(data), tmp_path / out, PredictOptions(overwrite=overwrite))
     assert (folder / "thesis.tex").read_text() == "years of work"
+    assert partial_folder(tmp_path / "other.csv").read_text() == "a file"
 
 
 def test_two_processes_never_write_one_output(tmp_path: Path, model: Path, data: Path) -> None:

@@ -338,6 +338,20 @@ def test_images_of_rare_kinds_that_cannot_be_decoded_are_left_out(kind: str, tmp
     assert ("PostScript" if kind == "EPS" else "is not an image") in failure.error
 
 
+@pytest.mark.parametrize("what", ["data", "model"])
+def test_what_is_read_is_not_replaced(what: str, tmp_path: Path) -> None:
+    data = table_of(x=ROW)(tmp_path)
+    network = model(tmp_path).rename(tmp_path / "model.csv")
+    target = data if what == "data" else network
+    link = tmp_path / f"link{target.suffix}"
+    link.symlink_to(target)
+    before = target.read_bytes()
+    for out in (target, link):
+        with pytest.raises(OutputError, match=f"is the {what} itself"):
+            bnfold.predict(network, str(data), out)
+    assert target.read_bytes() == before
+
+
 def test_data_of_which_nothing_can_be_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "0.png").write_bytes(b"text")

@@ -148,7 +148,7 @@ class PartialOutput:
 
     def _begin(self, job: Mapping[str, Any], *, resume: bool, overwrite: bool) -> _State:
         there = (self._folder / "job.json").exists()
-        if not there and self._folder.exists() and not {file.name for file in self._folder.iterdir()} <= {*_OWN_FILES}:
+        if not there and self._folder.exists() and not self._is_own():
             raise OutputError(
                 f"{self._folder} is in the way, and not an earlier run's output; move it, or write elsewhere"
             )
@@ -176,6 +176,9 @@ class PartialOutput:
                 "go on as it was begun, or discard it (--overwrite)"
             )
         return state
+
+    def _is_own(self) -> bool:
+        return self._folder.is_dir() and {file.name for file in self._folder.iterdir()} <= {*_OWN_FILES}
 
     def _take_lock(self) -> None:
         self._lock = (self._folder / "lock").open("ab")

@@ -122,7 +122,7 @@ def predict(
     if output is not None:
         target = check_output_file(output)
         check_output_format(target)
-        _check_is_no_data(target, Path(data).expanduser())
+        _check_is_no_input(target, Path(model), Path(data).expanduser())
     if options.engine == "ray":
         require("ray", "ray")
     # With Ray the session here only tells of the model, on a machine that may lack what the actors have.
@@ -152,8 +152,11 @@ def predict(
     )
 
 
-def _check_is_no_data(output: Path, data: Path) -> None:
-    """Refuse a table among the data: a folder with a table is one table, so that the next run would read that."""
+def _check_is_no_input(output: Path, model: Path, data: Path) -> None:
+    """Refuse to replace what is read, and a table among the data: a folder with one is one table to the next run."""
+    for file, what in ((model, "the model"), (data, "the data")):
+        if output.exists() and file.exists() and output.samefile(file):
+            raise OutputError(f"{output} is {what} itself; write elsewhere")
     if output.suffix == ".parquet" and data.is_dir() and output.resolve().is_relative_to(data.resolve()):
         raise OutputError(f"{output} lies in the folder of the data, and would be taken for it; write elsewhere")
 
@@ -181,7 +184,7 @@ def _write_all(model: StrPath, data: str, job: Job, sink: PartialOutput | _InMem
 
 def _scored(model: StrPath, data: str, job: Job, first: int) -> Generator[Scored, None, None]:
     """The scores of all batches from ``first`` on, in order."""
-    if job.options.engine == "ray":
+    if job.options.engine == "ray" and first < job.batches:  # a cluster for nothing takes seconds
         from bnfold.deployment.ray_engine import scored_by_actors
 
         return scored_by_actors(model, data, job, first)

@@ -173,7 +173,7 @@ def _answers(
         },
         batch_size=1,
         batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=actors),
+        compute=ray.data.ActorPoolStrategy(size=min(actors, count)),
         num_cpus=job.options.session_threads,
         num_gpus=None if job.options.provider == "cpu" else 1,
     )
