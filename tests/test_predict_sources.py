@@ -210,6 +210,16 @@ def test_label_that_the_data_has_no_name_for_is_refused(tmp_path: Path) -> None:
                        options=PredictOptions(labels=tmp_path / "labels.txt"))  # fmt: skip
 
 
+def test_name_that_two_classes_of_the_model_have_matches_no_label(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("crane\nhen\ncrane\n")
+    data = table_of(x=ROW * 2, label=["crane", "hen"])(tmp_path)
+    with pytest.raises(DataError, match="2 classes named 'crane'"):
+        bnfold.predict(model(tmp_path), str(data), options=PredictOptions(labels=tmp_path / "labels.txt"))
+    data = table_of(x=ROW * 2, label=["hen", "hen"])(tmp_path)
+    options = PredictOptions(labels=tmp_path / "labels.txt")
+    assert [row.label for row in bnfold.predict(model(tmp_path), str(data), options=options).predictions] == [1, 1]
+
+
 def test_more_tables_are_read_than_a_process_can_have_open(tmp_path: Path) -> None:
     (tmp_path / "table").mkdir()
     for number in range(70):

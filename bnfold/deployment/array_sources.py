@@ -59,7 +59,7 @@ class ArraySource:
         self._file = file
         self.opened = ExitStack()  # what to close at the end
         self._values = values
-        self._labels: Labels | None = None if labels is None else as_labels(labels)
+        self._labels: Labels | None = None if labels is None else _as_labels(labels)
 
     def read(self, start: int, stop: int) -> RawBatch:
         """See :class:`bnfold.deployment.samples.Source`."""
@@ -80,11 +80,11 @@ class ArraySource:
         self.opened.close()
 
 
-def as_labels(numbers: NDArray[Any]) -> Labels:
+def _as_labels(numbers: NDArray[Any]) -> Labels:
     """Integers of any type as labels; those beyond int64 stay beyond every class rather than turn negative."""
-    return np.minimum(numbers, np.iinfo(np.int64).max).astype(np.int64) if numbers.dtype.kind == "u" else (
-        numbers.astype(np.int64)
-    )  # fmt: skip
+    if numbers.dtype == np.uint64:
+        numbers = np.minimum(numbers, np.iinfo(np.int64).max)
+    return numbers.astype(np.int64)
 
 
 def open_npy(file: Path) -> ArraySource:

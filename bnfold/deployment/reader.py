@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -305,7 +306,7 @@ def label_numbers(theirs: Sequence[str], classes: Sequence[str]) -> NDArray[np.i
     two vocabularies for the same numbers.
 
     Raises:
-        DataError: some names agree and others do not.
+        DataError: some names agree and others do not, or the model has a name twice.
     """
     if not theirs or tuple(classes) == tuple(theirs):
         return None
@@ -316,5 +317,12 @@ def label_numbers(theirs: Sequence[str], classes: Sequence[str]) -> NDArray[np.i
     if strange:
         raise DataError(
             f"the data has a class {strange[0]!r} that the model does not know; it knows {', '.join(classes)}"
+        )
+    often = Counter(classes)
+    ambiguous = next((name for name in theirs if often[name] > 1), None)
+    if ambiguous is not None:  # as "crane" is of ImageNet, a bird and a machine
+        raise DataError(
+            f"the model has {often[ambiguous]} classes named {ambiguous!r}, so that labels cannot be matched by name; "
+            "give each a name of its own (--labels)"
         )
     return np.array([list(classes).index(name) for name in theirs], np.int64)
