@@ -297,7 +297,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     result = bnfold.predict(model(tmp_path, TEXT.replace("2,2]", "H,W]")), str(folder), tmp_path / "out.csv", options)
     assert result.tally.rows == 1
     said = (tmp_path / "out.csv.skipped.jsonl").read_text().splitlines()
-    assert ["is not a file, or is gone" in line for line in said] == [True, True, True, False]
+    assert ["is gone, or no regular file" in line for line in said] == [True, True, True, False]
     assert "would be resized to 256" in said[3]
 
 

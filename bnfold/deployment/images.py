@@ -62,7 +62,7 @@ class ImageForm:
         if encoded is None:
             raise DataError(f"{name} has no image")
         if isinstance(encoded, Path) and not encoded.is_file():  # a pipe or a device would be read for ever
-            raise DataError(f"{name} is not a file, or is gone")
+            raise DataError(f"{name} is gone, or no regular file; remove it")
         image = decode_image(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, name)
         image = image.convert("L" if self.preprocessing.channels == "L" else "RGB")
         pixels = np.asarray(self._sized(image, name))
