@@ -28,8 +28,8 @@ from onnx import TensorProto, helper, numpy_helper
 from peers import median_interval
 from PIL import Image
 
-from bnfold.deployment import PredictOptions, predict
-from bnfold.deployment.reader import Reader
+from bnfold.prediction import PredictOptions, predict
+from bnfold.prediction.reader import Reader
 
 _IMAGES = 256
 _SETTINGS = ("imagenet", "size=160", "shorter-side=182")

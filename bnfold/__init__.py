@@ -16,17 +16,12 @@ if TYPE_CHECKING:
     from bnfold.demonstration import DemoOptions as DemoOptions
     from bnfold.demonstration import DemoResult as DemoResult
     from bnfold.demonstration import demo as demo
-    from bnfold.deployment import PredictOptions as PredictOptions
-    from bnfold.deployment import PredictResult as PredictResult
-    from bnfold.deployment import predict as predict
-    from bnfold.deployment.deploy_options import DeployOptions as DeployOptions
-    from bnfold.deployment.deploying import DeployResult as DeployResult
-    from bnfold.deployment.deploying import deploy as deploy
+    from bnfold.deployment.options import DeployOptions as DeployOptions
     from bnfold.deployment.publishing import roll_back as roll_back
     from bnfold.deployment.repository import DeployedModel as DeployedModel
     from bnfold.deployment.repository import read_repository as read_repository
-    from bnfold.deployment.serving import ServeOptions as ServeOptions
-    from bnfold.deployment.serving import serve as serve
+    from bnfold.deployment.run import DeployResult as DeployResult
+    from bnfold.deployment.run import deploy as deploy
     from bnfold.environment import Diagnosis as Diagnosis
     from bnfold.environment import doctor as doctor
     from bnfold.errors import BnfoldError as BnfoldError
@@ -38,9 +33,14 @@ if TYPE_CHECKING:
     from bnfold.optimizer import OptimizeResult as OptimizeResult
     from bnfold.optimizer import inspect as inspect
     from bnfold.optimizer import optimize as optimize
+    from bnfold.prediction import PredictOptions as PredictOptions
+    from bnfold.prediction import PredictResult as PredictResult
+    from bnfold.prediction import predict as predict
     from bnfold.recalibration import RecalibrateOptions as RecalibrateOptions
     from bnfold.recalibration import RecalibrateResult as RecalibrateResult
     from bnfold.recalibration import recalibrate as recalibrate
+    from bnfold.serving import ServeOptions as ServeOptions
+    from bnfold.serving import serve as serve
     from bnfold.studies import StudyOptions as StudyOptions
     from bnfold.studies import StudyResult as StudyResult
     from bnfold.studies import study as study
@@ -56,8 +56,8 @@ _HOME = {
     "BenchmarkOptions": "bnfold.benchmarking",
     "BenchmarkResult": "bnfold.benchmarking",
     "BnfoldError": "bnfold.errors",
-    "DeployOptions": "bnfold.deployment.deploy_options",
-    "DeployResult": "bnfold.deployment.deploying",
+    "DeployOptions": "bnfold.deployment.options",
+    "DeployResult": "bnfold.deployment.run",
     "DeployedModel": "bnfold.deployment.repository",
     "DemoOptions": "bnfold.demonstration",
     "DemoResult": "bnfold.demonstration",
@@ -67,11 +67,11 @@ _HOME = {
     "FoldReport": "bnfold.fold.report",
     "OptimizeOptions": "bnfold.optimizer",
     "OptimizeResult": "bnfold.optimizer",
-    "PredictOptions": "bnfold.deployment",
-    "PredictResult": "bnfold.deployment",
+    "PredictOptions": "bnfold.prediction",
+    "PredictResult": "bnfold.prediction",
     "RecalibrateOptions": "bnfold.recalibration",
     "RecalibrateResult": "bnfold.recalibration",
-    "ServeOptions": "bnfold.deployment.serving",
+    "ServeOptions": "bnfold.serving",
     "StudyOptions": "bnfold.studies",
     "StudyResult": "bnfold.studies",
     "TrainOptions": "bnfold.training",
@@ -80,16 +80,16 @@ _HOME = {
     "VerifyResult": "bnfold.verification",
     "benchmark": "bnfold.benchmarking",
     "demo": "bnfold.demonstration",
-    "deploy": "bnfold.deployment.deploying",
+    "deploy": "bnfold.deployment.run",
     "doctor": "bnfold.environment",
     "export": "bnfold.exporting",
     "inspect": "bnfold.optimizer",
     "optimize": "bnfold.optimizer",
-    "predict": "bnfold.deployment",
+    "predict": "bnfold.prediction",
     "read_repository": "bnfold.deployment.repository",
     "recalibrate": "bnfold.recalibration",
     "roll_back": "bnfold.deployment.publishing",
-    "serve": "bnfold.deployment.serving",
+    "serve": "bnfold.serving",
     "study": "bnfold.studies",
     "train": "bnfold.training",
     "verify": "bnfold.verification",

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from bnfold.benchmarking import BenchmarkOptions, BenchmarkResult, benchmark
-from bnfold.deployment import predict
 from bnfold.errors import BnfoldError
 from bnfold.exporting import export
 from bnfold.extras import require
 from bnfold.files import StrPath, make_output_folder, write_json
 from bnfold.fold.report import FoldReport
 from bnfold.optimizer import OptimizeOptions, optimize
+from bnfold.prediction import predict
 from bnfold.progress import Progress, silent
 from bnfold.reporting import write_demo_report
 from bnfold.training import TrainOptions, TrainResult, train

@@ -13,7 +13,6 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from bnfold.deployment.preprocessing import copy_sidecar
 from bnfold.errors import BnfoldError, InputError, ModelError, OutputError
 from bnfold.files import StrPath, staging_folder
 from bnfold.fold import fold
@@ -34,6 +33,7 @@ from bnfold.model_file import (
     publish_model,
     write_model,
 )
+from bnfold.prediction.preprocessing import copy_sidecar
 from bnfold.progress import Progress, silent
 from bnfold.shapes import contradiction
 from bnfold.skeleton import skeleton_of

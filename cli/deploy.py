@@ -12,8 +12,8 @@ from bnfold.cli.options import input_shapes, parse_sizes
 from bnfold.cli.render import Output, common_options, table
 
 if TYPE_CHECKING:
-    from bnfold.deployment.deploying import DeployResult
     from bnfold.deployment.repository import DeployedModel, ModelFolder
+    from bnfold.deployment.run import DeployResult
 
 #: Kept in step with the library's by a test: --help must not import it.
 TARGETS = ("cpu", "cuda", "tensorrt")
@@ -100,8 +100,8 @@ def command(
 
 
 def _deploy(out: Output, model: Path, repository: Path, given: dict[str, Any]) -> None:
-    from bnfold.deployment.deploy_options import DeployOptions
-    from bnfold.deployment.deploying import deploy
+    from bnfold.deployment.options import DeployOptions
+    from bnfold.deployment.run import deploy
 
     options = DeployOptions(queue_delay_us=given.pop("queue_delay"), contributed=given.pop("allow_contrib"), **given)
     with out.progress() as progress:
@@ -158,8 +158,8 @@ def _show_model(out: Output, model: DeployedModel) -> None:
 
 
 def _roll_back(out: Output, repository: Path, name: str, version: int | None) -> None:
-    from bnfold.deployment.deploying import deployed_json
     from bnfold.deployment.publishing import roll_back
+    from bnfold.deployment.run import deployed_json
 
     before, model = roll_back(repository, name, version)
     was = "" if before in (None, model.version) else f" in place of version {before}"
@@ -168,8 +168,8 @@ def _roll_back(out: Output, repository: Path, name: str, version: int | None) ->
 
 
 def _list(out: Output, repository: Path) -> None:
-    from bnfold.deployment.deploying import deployed_json
     from bnfold.deployment.repository import all_folders, load_version, warnings_of
+    from bnfold.deployment.run import deployed_json
     from bnfold.errors import RepositoryError
 
     found: list[tuple[ModelFolder, DeployedModel]] = []

@@ -9,7 +9,7 @@ import click
 from bnfold.cli.render import Output, common_options, table
 
 if TYPE_CHECKING:
-    from bnfold.deployment import PredictResult
+    from bnfold.prediction import PredictResult
 
 #: Predictions shown on a terminal; a file holds them all.
 _SHOWN = 10
@@ -86,7 +86,7 @@ def command(
     """
     if out is None and (resume or overwrite):
         raise click.BadParameter("there is nothing to resume or to overwrite without --out", param_hint="--out")
-    from bnfold.deployment import PredictOptions, predict
+    from bnfold.prediction import PredictOptions, predict
 
     options = PredictOptions(
         provider=provider,
@@ -126,7 +126,7 @@ def _tell_how_to_go_on(output: Output, out: str | None) -> None:
     if out is not None:
         from pathlib import Path
 
-        from bnfold.deployment.partial_output import partial_folder
+        from bnfold.prediction.partial_output import partial_folder
 
         folder = partial_folder(Path(out))
         if folder.exists():

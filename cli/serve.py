@@ -10,7 +10,7 @@ import click
 from bnfold.cli.render import Output, common_options
 
 if TYPE_CHECKING:
-    from bnfold.deployment.serving import Announcement
+    from bnfold.serving import Announcement
 
 
 @click.command("serve")
@@ -52,7 +52,7 @@ def command(
     REPOSITORY is what `bnfold deploy` wrote. Any client of the protocol works, such as tritonclient; /metrics is for
     Prometheus. With --json, one line on stdout tells addresses and models once the server is ready.
     """
-    from bnfold.deployment.serving import ServeOptions, serve
+    from bnfold.serving import ServeOptions, serve
 
     options = ServeOptions(
         host=host,

@@ -11,7 +11,7 @@ from deployments import deploy_bytes
 
 from bnfold.cli import deploy as deploy_command
 from bnfold.cli.main import main
-from bnfold.deployment import deploy_options
+from bnfold.deployment import options as deploy_options
 from bnfold.deployment.kserve_manifest import service_name
 from bnfold.deployment.manifest import TARGETS, Target
 

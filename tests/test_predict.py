@@ -13,9 +13,9 @@ from folding import model_of
 
 import bnfold
 from bnfold.cli.main import main
-from bnfold.deployment import PredictOptions
 from bnfold.errors import DataError, InputError, ModelError
 from bnfold.model_file import save_model
+from bnfold.prediction import PredictOptions
 
 pytest.importorskip("onnxruntime")
 

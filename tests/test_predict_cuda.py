@@ -9,9 +9,9 @@ import pytest
 from folding import constants, model_of
 
 import bnfold
-from bnfold.deployment import PredictOptions
 from bnfold.errors import InputError
 from bnfold.model_file import save_model
+from bnfold.prediction import PredictOptions
 
 pytestmark = pytest.mark.cuda
 pytest.importorskip("onnxruntime")

@@ -17,10 +17,10 @@ from folding import model_of
 
 import bnfold
 from bnfold.cli.main import main
-from bnfold.deployment import PredictOptions, partial_output
-from bnfold.deployment.partial_output import PartialOutput, partial_folder, skipped_file
 from bnfold.errors import InputError, OutputError
 from bnfold.model_file import save_model
+from bnfold.prediction import PredictOptions, partial_output
+from bnfold.prediction.partial_output import PartialOutput, partial_folder, skipped_file
 
 pytest.importorskip("onnxruntime")
 
@@ -48,7 +48,7 @@ ARGUMENTS = ["--batch", "4", "--top-k", "2", "--logits", "--on-error", "skip", "
 #: Runs the program slowly, so that there is time to kill it, and brings every batch to the disk.
 SLOW = """
 import sys, time
-from bnfold.deployment import partial_output, reader
+from bnfold.prediction import partial_output, reader
 partial_output._COMMIT_SECONDS = 0.0
 scores = reader.Reader.scores
 def slow(*arguments):
@@ -158,7 +158,7 @@ def test_signals_leave_a_state_to_resume(
     arguments = ["predict", str(model), str(data), "--out", str(out), *ARGUMENTS]
     program = SLOW.replace(
         "from bnfold.cli.main import main\nsys.exit(main(sys.argv[1:]))", "from bnfold.cli.main import run\nrun()"
-    )
+    ).replace("0.004", "0.1")  # so slowly that it is never through before the signal, however busy the machine
     process = subprocess.Popen([sys.executable, "-P", "-c", program, *arguments], stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not (partial_folder(out) / "state.json").exists():
         time.sleep(0.005)
@@ -249,7 +249,7 @@ def test_other_data_and_another_model_are_not_resumed(interrupted: Path, model: 
 
 
 def test_weights_beside_the_model_are_part_of_it(tmp_path: Path) -> None:
-    from bnfold.deployment.reader import ModelFacts
+    from bnfold.prediction.reader import ModelFacts
 
     text = "g (float[N,3,2,2] input) => (float[N,900] logits) { p = GlobalAveragePool(input) f = Flatten(p) logits = MatMul(f, w) }"
     path = save_model(model_of(text, {"w": np.ones((3, 900), np.float32)}), tmp_path / "w.onnx", external_data="always")

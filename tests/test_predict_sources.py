@@ -19,12 +19,12 @@ import pytest
 from folding import model_of
 
 import bnfold
-from bnfold.deployment import PredictOptions
-from bnfold.deployment.pipeline import pipelined
-from bnfold.deployment.reader import with_labels_of
-from bnfold.deployment.samples import DataOptions, Samples, Source, open_source
 from bnfold.errors import DataError, MissingExtraError, ModelError, OptionError, OutputError
 from bnfold.model_file import save_model
+from bnfold.prediction import PredictOptions
+from bnfold.prediction.pipeline import pipelined
+from bnfold.prediction.reader import with_labels_of
+from bnfold.prediction.samples import DataOptions, Samples, Source, open_source
 
 pytest.importorskip("onnxruntime")
 Image = pytest.importorskip("PIL.Image")
@@ -226,7 +226,7 @@ def test_more_tables_are_read_than_a_process_can_have_open(tmp_path: Path) -> No
         pq.write_table(pa.table({"x": ROW}), tmp_path / "table" / f"{number}.parquet")
     program = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60)); import pyarrow.parquet;"
-        "from bnfold.deployment.samples import DataOptions, open_source;"
+        "from bnfold.prediction.samples import DataOptions, open_source;"
         "print(len(open_source(sys.argv[1], DataOptions()).read(0, 70).values))"
     )
     done = subprocess.run(

@@ -10,17 +10,17 @@ import pytest
 from folding import constants, model_of, norm
 
 import bnfold
-from bnfold.deployment import PredictOptions
-from bnfold.deployment.images import ImageForm
-from bnfold.deployment.preprocessing import (
+from bnfold.errors import DataError, OptionError
+from bnfold.model_file import load_model, save_model
+from bnfold.prediction import PredictOptions
+from bnfold.prediction.images import ImageForm
+from bnfold.prediction.preprocessing import (
     Preprocessing,
     overridden,
     read_sidecar,
     sidecar_file,
     write_sidecar,
 )
-from bnfold.errors import DataError, OptionError
-from bnfold.model_file import load_model, save_model
 
 pytest.importorskip("onnxruntime")
 Image = pytest.importorskip("PIL.Image")

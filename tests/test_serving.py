@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from bnfold.cli.main import main
 from bnfold.deployment.manifest import DATATYPES, Manifest, Serving, TensorSpec
 from bnfold.deployment.repository import DeployedModel
-from bnfold.deployment.serving import ServeOptions, serve
-from bnfold.deployment.serving.batching import Batcher
-from bnfold.deployment.serving.request import (
+from bnfold.errors import MissingExtraError, OptionError
+from bnfold.serving import ServeOptions, serve
+from bnfold.serving.batching import Batcher
+from bnfold.serving.request import (
     Request,
     RequestError,
     UnavailableError,
@@ -25,7 +26,6 @@ from bnfold.deployment.serving.request import (
     from_buffer,
     from_values,
 )
-from bnfold.errors import MissingExtraError, OptionError
 
 
 def _spec(datatype="FP32", shape=(None, None)):

@@ -244,7 +244,7 @@ class Manifest:
         serving: how to run it.
         files: every other file of the folder, by its path there.
         labels: the file with the name of one class a line, for the first output; None without.
-        preprocessing: the file that says how an image becomes the input (see :mod:`bnfold.deployment.preprocessing`);
+        preprocessing: the file that says how an image becomes the input (see :mod:`bnfold.prediction.preprocessing`);
             None where neither a sidecar nor the model's metadata told it.
         golden: the golden file (see :mod:`bnfold.verification.golden`); None where nothing was verified.
         machine_file: the model in ONNX Runtime's own format, where one was made.

@@ -1,85 +1,93 @@
-"""What a prediction is asked to do."""
+"""How to deploy."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+from bnfold.deployment.machine_format import check_machine_name
+from bnfold.deployment.manifest import TARGETS, Target
+from bnfold.deployment.publishing import check_name
 from bnfold.errors import OptionError
 from bnfold.files import StrPath
 
-#: What to do about a sample that cannot be read, or for which the model yields no numbers.
-ON_ERROR = ("fail", "skip")
+#: The most samples of one run, of a model that takes as many as one likes.
+DEFAULT_BATCH = 8
 
-#: Where the work is done: in this process, or by actors of a Ray cluster.
-ENGINES = ("local", "ray")
+PRECISIONS = ("FP32", "FP16")
+
+#: What the numbers of Triton's configuration end at.
+_MOST = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class PredictOptions:
-    """How to predict.
+class DeployOptions:
+    """How to deploy.
 
     Attributes:
-        provider: where to run, see :class:`bnfold.session.SessionOptions`.
-        batch: samples a run; a model with a fixed batch size uses that.
-        split: part of a data set, ``test`` or ``train``.
-        labels: file with the name of one class a line; the names in the sidecar or the model otherwise.
-        threads: intra-op threads; 0 leaves the choice to ONNX Runtime, and is 1 for an actor.
-        workers: threads that decode ahead of the session; 0 does one thing after the other.
-        top_k: how many of the best classes a row tells.
-        logits: whether a row tells all scores.
-        on_error: ``fail`` ends at the first sample that cannot be read, ``skip`` goes on without it.
-        resume: go on with a partial output.
-        overwrite: discard a partial output.
-        preprocess: settings that go before the sidecar and the model's metadata, see
-            :func:`bnfold.deployment.preprocessing.overridden`.
-        save_preprocessing: write what was used as the sidecar of the model.
-        column: of Parquet files: the one that holds the samples.
-        label_column: of Parquet files: the one that holds the labels.
-        engine: ``local`` or ``ray``.
-        address: of a Ray cluster; None starts one on this machine.
-        actors: how many actors of Ray.
+        name: the model's name in the repository; None for the file's, without its suffix.
+        max_batch: the most samples of one run; None for :data:`DEFAULT_BATCH`, or the model's own where that is fixed.
+        target: what the server runs it on; on ``tensorrt``, CUDA takes what TensorRT leaves.
+        precision: on ``tensorrt``, what it may compute in.
+        engine_cache: on ``tensorrt``, a folder that is there on the server, for the engines that it builds.
+        instances: sessions that run side by side, on each device.
+        threads: intra-op threads of each; 0 leaves the choice to ONNX Runtime, which takes every core.
+        arena: whether ONNX Runtime keeps memory that a run no longer needs for the next one.
+        queue_delay_us: how long a request may wait for others, in microseconds.
+        preferred: batch sizes that are run at once when reached.
+        labels: a file with the name of one class a line; None for those in the model's metadata.
+        original: the model that this one was made from, to prove that both compute the same function.
+        verify: whether to prove anything.
+        shapes: shapes of inputs by name, for sizes that the model leaves open.
+        contributed: whether operators of ONNX Runtime alone are allowed.
+        onnxruntime: the version of it that the server has, if it is to be checked.
+        ort_format: a name for this type of machine, to write ONNX Runtime's own format for it too.
+        storage_uri: where the repository will be, for KServe.
 
     Raises:
         OptionError: a value is out of range, or contradicts another.
     """
 
-    provider: str = "cpu"
-    batch: int = 64
-    split: str = "test"
-    labels: StrPath | None = None
+    name: str | None = None
+    max_batch: int | None = None
+    target: Target = "cpu"
+    precision: str = "FP32"
+    engine_cache: str = ""
+    instances: int = 1
     threads: int = 0
-    workers: int = 2
-    top_k: int = 1
-    logits: bool = False
-    on_error: str = "fail"
-    resume: bool = False
-    overwrite: bool = False
-    preprocess: tuple[str, ...] = ()
-    save_preprocessing: bool = False
-    column: str | None = None
-    label_column: str | None = None
-    engine: str = "local"
-    address: str | None = None
-    actors: int | None = None
+    arena: bool = True
+    queue_delay_us: int = 0
+    preferred: Sequence[int] = ()
+    labels: StrPath | None = None
+    original: StrPath | None = None
+    verify: bool = True
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    contributed: bool = False
+    onnxruntime: str | None = None
+    ort_format: str | None = None
+    storage_uri: str | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("threads", 0), ("workers", 0), ("top_k", 1)):
-            if getattr(self, name) < least:
-                raise OptionError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if self.split not in ("test", "train"):
-            raise OptionError(f"split is {self.split!r}; it is test or train")
-        if self.on_error not in ON_ERROR:
-            raise OptionError(f"on_error is {self.on_error!r}; it is {' or '.join(ON_ERROR)}")
-        if self.engine not in ENGINES:
-            raise OptionError(f"engine is {self.engine!r}; it is {' or '.join(ENGINES)}")
-        if self.resume and self.overwrite:
-            raise OptionError("a partial output is either resumed or overwritten; choose one of the two")
-        if self.engine != "ray" and (self.address is not None or self.actors is not None):
-            raise OptionError("address and actors are for the engine ray (--engine ray)")
-        if self.actors is not None and self.actors < 1:
-            raise OptionError(f"actors is {self.actors}; it must be at least 1")
-
-    @property
-    def session_threads(self) -> int:
-        """Intra-op threads of each session."""
-        return self.threads or (1 if self.engine == "ray" else 0)
+        if self.name is not None:
+            check_name(self.name)
+        if self.target not in TARGETS:
+            raise OptionError(f"unknown target {self.target!r}; use one of {', '.join(TARGETS)}")
+        if self.precision not in PRECISIONS:
+            raise OptionError(f"unknown precision {self.precision!r}; use one of {', '.join(PRECISIONS)}")
+        if self.target != "tensorrt" and (self.precision != "FP32" or self.engine_cache):
+            raise OptionError(f"a precision and an engine cache are TensorRT's, and the target is {self.target}")
+        for what, value, least in (
+            ("max_batch", self.max_batch, 1),
+            ("instances", self.instances, 1),
+            ("threads", self.threads, 0),
+            ("queue_delay_us", self.queue_delay_us, 0),
+            *(("a preferred batch", size, 1) for size in self.preferred),
+        ):
+            if value is not None and not least <= value <= _MOST:
+                raise OptionError(f"{what} is {value}; it must be at least {least} and at most {_MOST}")
+        if not self.verify and self.original is not None:
+            raise OptionError("an original is there to be verified against; leave it out, or verify")
+        if self.ort_format is not None:
+            check_machine_name(self.ort_format)
+            if self.target != "cpu":
+                raise OptionError(f"ONNX Runtime's own format is written for the CPU, and the target is {self.target}")

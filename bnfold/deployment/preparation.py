@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.deployment.deploy_options import DEFAULT_BATCH, DeployOptions
 from bnfold.deployment.manifest import DynamicBatching, Serving, TensorSpec
-from bnfold.deployment.preprocessing import Preprocessing, from_metadata, read_sidecar
+from bnfold.deployment.options import DEFAULT_BATCH, DeployOptions
 from bnfold.errors import DataError, InputError, ModelError, OptionError
 from bnfold.files import StrPath
 from bnfold.model_file import external_tensors, write_model
+from bnfold.prediction.preprocessing import Preprocessing, from_metadata, read_sidecar
 from bnfold.session import create_session, run_session
 from bnfold.verification.inputs import Feed, drawn_feeds
 from bnfold.verification.sizes import USUAL, Sizes

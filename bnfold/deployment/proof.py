@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bnfold.deployment.deploy_options import DeployOptions
 from bnfold.deployment.golden import golden_pairs
+from bnfold.deployment.options import DeployOptions
 from bnfold.deployment.preparation import Prepared
 from bnfold.deployment.repository import sha256_of
 from bnfold.errors import BnfoldError, ModelError

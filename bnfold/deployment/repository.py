@@ -114,7 +114,7 @@ class DeployedModel:
 
     @property
     def preprocessing(self) -> Path | None:
-        """The file that says how an image becomes the input; see :mod:`bnfold.deployment.preprocessing`."""
+        """The file that says how an image becomes the input; see :mod:`bnfold.prediction.preprocessing`."""
         return None if self.manifest.preprocessing is None else self.folder / self.manifest.preprocessing
 
 

@@ -45,7 +45,6 @@ def export(
     """
     for package in ("torch", "onnxscript", "safetensors"):
         require(package, "train")
-    from bnfold.deployment.preprocessing import write_sidecar
     from bnfold.exporting.check import check_export
     from bnfold.exporting.cleaning import clean_model
     from bnfold.exporting.conversion import to_onnx
@@ -53,6 +52,7 @@ def export(
     from bnfold.exporting.source import load_source
     from bnfold.exporting.summary import batch_norm_count, open_shape, parameter_count
     from bnfold.model_file import save_model
+    from bnfold.prediction.preprocessing import write_sidecar
 
     options = options or ExportOptions()
     target = check_output_file(output)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from bnfold.deployment.preprocessing import Preprocessing, of_training
 from bnfold.errors import CheckpointError, InputError
 from bnfold.files import StrPath
 from bnfold.models import build, is_network_name
+from bnfold.prediction.preprocessing import Preprocessing, of_training
 from bnfold.training.checkpoint import apply_weights, load_weights
 from bnfold.training.run import CHECKPOINT_FILE, RUN_FILE, WEIGHTS_FILE, Run, read_run
 

@@ -19,14 +19,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common as common_passes
 
-from bnfold.deployment.preprocessing import copy_sidecar
-from bnfold.deployment.reader import Reader, with_labels_of
-from bnfold.deployment.samples import Samples, load_samples
 from bnfold.errors import DataError, InputError, ModelError, OutputError
 from bnfold.files import StrPath
 from bnfold.fold.sites import is_batch_norm
 from bnfold.graph import ModelGraph, input_of, label
 from bnfold.model_file import check_model_output, load_model, save_model, serialized
+from bnfold.prediction.preprocessing import copy_sidecar
+from bnfold.prediction.reader import Reader, with_labels_of
+from bnfold.prediction.samples import Samples, load_samples
 from bnfold.progress import Progress
 from bnfold.recalibration.moments import Moments
 from bnfold.recalibration.options import RecalibrateOptions

@@ -23,9 +23,9 @@ from PIL import Image
 
 import bnfold
 from bnfold.cli.main import main
-from bnfold.deployment import PredictOptions
-from bnfold.deployment.partial_output import partial_folder, skipped_file
 from bnfold.errors import BnfoldError, DataError, OptionError, WorkerError
+from bnfold.prediction import PredictOptions
+from bnfold.prediction.partial_output import partial_folder, skipped_file
 
 pytestmark = [
     pytest.mark.extra,
@@ -162,7 +162,7 @@ def test_actor_that_sees_another_file_refuses_to_work(
     model: Path, table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a node with an older copy of the model would do."""
-    from bnfold.deployment.job import Job
+    from bnfold.prediction.job import Job
 
     honest = Job.identity
     monkeypatch.setattr(Job, "identity", lambda job: {**honest(job), "model": {"sha256": "that of the driver"}})
@@ -200,7 +200,7 @@ def test_killed_actor_loses_nothing(tmp_path: Path) -> None:
     arguments = ["predict", str(model), str(tmp_path / "data.npz"), "--batch", "4", "--threads", "1", "--logits"]
     out = tmp_path / "ray.csv"
     program = (
-        "import sys; from bnfold.deployment import partial_output; partial_output._COMMIT_SECONDS = 0.0;"
+        "import sys; from bnfold.prediction import partial_output; partial_output._COMMIT_SECONDS = 0.0;"
         "from bnfold.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-P", "-c", program, *arguments, "--engine", "ray", "--out", str(out)]
@@ -241,7 +241,7 @@ def test_cluster_that_is_not_there_is_one_sentence(model: Path, table: Path) -> 
 
 def test_no_torch_is_needed() -> None:
     program = (
-        "import sys, bnfold.deployment.ray_engine, bnfold.deployment.prediction;"
+        "import sys, bnfold.prediction.ray_engine, bnfold.prediction.run;"
         "sys.exit('torch was loaded' if 'torch' in sys.modules else 0)"
     )
     assert subprocess.run([sys.executable, "-P", "-c", program], check=False).returncode == 0

@@ -32,8 +32,8 @@ from tritonclient.utils import InferenceServerException
 from bnfold.deployment.machine_format import this_machine
 from bnfold.deployment.manifest import DATATYPES
 from bnfold.deployment.repository import read_repository
-from bnfold.deployment.serving import http_codec
-from bnfold.deployment.serving.request import RequestError
+from bnfold.serving import http_codec
+from bnfold.serving.request import RequestError
 
 pytestmark = [pytest.mark.extra, pytest.mark.filterwarnings("ignore")]  # the clients' own warnings
 

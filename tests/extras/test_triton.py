@@ -23,16 +23,16 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from bnfold.cli.main import main
 from bnfold.deployment.cold_start import ColdStart
-from bnfold.deployment.deploy_options import DeployOptions
-from bnfold.deployment.deploying import deploy
 from bnfold.deployment.golden import golden_pairs
 from bnfold.deployment.machine_format import machine_model, this_machine, write_machine_file
-from bnfold.deployment.preprocessing import Preprocessing, read_sidecar, sidecar_file, write_sidecar
+from bnfold.deployment.options import DeployOptions
 from bnfold.deployment.proof import check_machine_file
 from bnfold.deployment.publishing import roll_back
 from bnfold.deployment.repository import read_repository, warnings_of
+from bnfold.deployment.run import deploy
 from bnfold.deployment.triton_config import parse_config
 from bnfold.errors import BnfoldError, DataError, ModelError, OptionError, OutputError, RepositoryError, SetupError
+from bnfold.prediction.preprocessing import Preprocessing, read_sidecar, sidecar_file, write_sidecar
 from bnfold.session import create_session, run_session
 from bnfold.training.dataset import Normalization
 
@@ -110,7 +110,7 @@ def _cold_starts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         for name in ("STARTS", "COMPARED_STARTS"):
             monkeypatch.setattr(f"bnfold.deployment.cold_start.{name}", 2)
     else:
-        monkeypatch.setattr("bnfold.deployment.deploying.measure_cold_starts", assumed)
+        monkeypatch.setattr("bnfold.deployment.run.measure_cold_starts", assumed)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.deployment.serving.request import Request, RunError, UnavailableError
+from bnfold.serving.request import Request, RunError, UnavailableError
 
 Feeds = Mapping[str, NDArray[Any]]
 Values = dict[str, NDArray[Any]]

@@ -21,8 +21,8 @@ from prometheus_client import exposition
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from bnfold.deployment.serving import http_codec
-from bnfold.deployment.serving.request import (
+from bnfold.serving import http_codec
+from bnfold.serving.request import (
     ClientGoneError,
     OverloadedError,
     RequestError,
@@ -31,7 +31,7 @@ from bnfold.deployment.serving.request import (
     UnavailableError,
     UnknownModelError,
 )
-from bnfold.deployment.serving.service import Service
+from bnfold.serving.service import Service
 
 _LOG = logging.getLogger("bnfold.serve")
 _ACCESS = logging.getLogger("bnfold.serve.access")

@@ -15,8 +15,8 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.deployment.samples import RawBatch, files_digest
 from bnfold.errors import DataError
+from bnfold.prediction.samples import RawBatch, files_digest
 from bnfold.training.dataset import Labels
 
 #: What numpy and zipfile raise for damaged files.
@@ -62,7 +62,7 @@ class ArraySource:
         self._labels: Labels | None = None if labels is None else _as_labels(labels)
 
     def read(self, start: int, stop: int) -> RawBatch:
-        """See :class:`bnfold.deployment.samples.Source`."""
+        """See :class:`bnfold.prediction.samples.Source`."""
         stop = min(stop, self.count)
         try:
             values = self._values[start:stop]

@@ -9,10 +9,10 @@ import numpy as np
 
 from bnfold.deployment.machine_format import machine_model
 from bnfold.deployment.repository import DeployedModel
-from bnfold.deployment.serving.batching import Feeds, Values
-from bnfold.deployment.serving.options import ServeOptions
-from bnfold.deployment.serving.request import RequestError, RunError
 from bnfold.extras import require
+from bnfold.serving.batching import Feeds, Values
+from bnfold.serving.options import ServeOptions
+from bnfold.serving.request import RequestError, RunError
 from bnfold.session import SessionOptions, create_session, one_line, runtime_errors
 
 

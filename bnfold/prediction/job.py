@@ -17,14 +17,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.deployment.images import Failure, decode_all
-from bnfold.deployment.options import PredictOptions
-from bnfold.deployment.preprocessing import write_sidecar
-from bnfold.deployment.reader import ModelFacts, Reader, check_is_classifier, label_numbers, renumbered
-from bnfold.deployment.rows import RowFormat, Scored
-from bnfold.deployment.samples import DataOptions, RawBatch, Samples, Source, open_source
 from bnfold.errors import DataError, ModelError, OptionError
 from bnfold.files import StrPath
+from bnfold.prediction.images import Failure, decode_all
+from bnfold.prediction.options import PredictOptions
+from bnfold.prediction.preprocessing import write_sidecar
+from bnfold.prediction.reader import ModelFacts, Reader, check_is_classifier, label_numbers, renumbered
+from bnfold.prediction.rows import RowFormat, Scored
+from bnfold.prediction.samples import DataOptions, RawBatch, Samples, Source, open_source
 from bnfold.session import SessionOptions, create_session
 from bnfold.training.dataset import Labels
 
@@ -79,8 +79,8 @@ class Job:
 
         Args:
             model: an ONNX file.
-            data: see :func:`bnfold.deployment.samples.open_source`.
-            options: see :class:`bnfold.deployment.options.PredictOptions`.
+            data: see :func:`bnfold.prediction.samples.open_source`.
+            options: see :class:`bnfold.prediction.options.PredictOptions`.
             provider: where the session runs.
 
         Raises:

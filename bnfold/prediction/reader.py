@@ -13,11 +13,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from bnfold.deployment.images import ImageForm
-from bnfold.deployment.preprocessing import Preprocessing, from_metadata, overridden, read_sidecar
-from bnfold.deployment.samples import Samples
 from bnfold.errors import DataError, ModelError
 from bnfold.files import StrPath
+from bnfold.prediction.images import ImageForm
+from bnfold.prediction.preprocessing import Preprocessing, from_metadata, overridden, read_sidecar
+from bnfold.prediction.samples import Samples
 from bnfold.session import run_session
 from bnfold.training.dataset import Labels
 
@@ -58,7 +58,7 @@ class Reader:
         Args:
             session: from :func:`bnfold.session.create_session`.
             model: the path of its file.
-            settings: see :func:`bnfold.deployment.preprocessing.overridden`.
+            settings: see :func:`bnfold.prediction.preprocessing.overridden`.
 
         Raises:
             ModelError: the model has another input than one tensor of floating point, or damaged metadata.

@@ -15,15 +15,15 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
-from bnfold.deployment.serving.following import Fleet
-from bnfold.deployment.serving.metrics import Metrics
-from bnfold.deployment.serving.options import ServeOptions
-from bnfold.deployment.serving.ports import bind_grpc, bind_http, resolve, written
-from bnfold.deployment.serving.rest import create_app
-from bnfold.deployment.serving.rpc import create_server
-from bnfold.deployment.serving.run import Announcement
-from bnfold.deployment.serving.service import Service
 from bnfold.files import StrPath
+from bnfold.serving.following import Fleet
+from bnfold.serving.metrics import Metrics
+from bnfold.serving.options import ServeOptions
+from bnfold.serving.ports import bind_grpc, bind_http, resolve, written
+from bnfold.serving.rest import create_app
+from bnfold.serving.rpc import create_server
+from bnfold.serving.run import Announcement
+from bnfold.serving.service import Service
 
 #: Seconds that a connection may be idle: longer than clients and proxies keep theirs, as KServe has it.
 _KEEP_ALIVE = 65
@@ -41,7 +41,7 @@ class _Http(uvicorn.Server):
 
 
 def run(repository: StrPath, options: ServeOptions, announce: Callable[[Announcement], None]) -> int:
-    """See :func:`bnfold.deployment.serving.serve`."""
+    """See :func:`bnfold.serving.serve`."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(Path(repository), options, announce))
 

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bnfold.deployment.images import Failure
-from bnfold.deployment.job import Job
-from bnfold.deployment.options import PredictOptions
-from bnfold.deployment.partial_output import PartialOutput, Tally, skipped_file
-from bnfold.deployment.pipeline import pipelined
-from bnfold.deployment.rows import Encoder, Prediction, Scored, check_output_format, encoder_for
 from bnfold.errors import DataError, OutputError
 from bnfold.extras import require
 from bnfold.files import StrPath, check_output_file
+from bnfold.prediction.images import Failure
+from bnfold.prediction.job import Job
+from bnfold.prediction.options import PredictOptions
+from bnfold.prediction.partial_output import PartialOutput, Tally, skipped_file
+from bnfold.prediction.pipeline import pipelined
+from bnfold.prediction.rows import Encoder, Prediction, Scored, check_output_format, encoder_for
 from bnfold.progress import Progress, silent
 from bnfold.session import provider_name
 
@@ -102,7 +102,7 @@ def predict(
 
     Args:
         model: an ONNX file with one image-like input and scores ``(N, classes)`` as its first output.
-        data: see :func:`bnfold.deployment.samples.open_source`.
+        data: see :func:`bnfold.prediction.samples.open_source`.
         output: a ``.csv``, ``.jsonl`` or ``.parquet`` file to write the predictions to.
         options: see :class:`PredictOptions`.
         progress: called after each batch with the number of samples done.
@@ -185,7 +185,7 @@ def _write_all(model: StrPath, data: str, job: Job, sink: PartialOutput | _InMem
 def _scored(model: StrPath, data: str, job: Job, first: int) -> Generator[Scored, None, None]:
     """The scores of all batches from ``first`` on, in order."""
     if job.options.engine == "ray" and first < job.batches:  # a cluster for nothing takes seconds
-        from bnfold.deployment.ray_engine import scored_by_actors
+        from bnfold.prediction.ray_engine import scored_by_actors
 
         return scored_by_actors(model, data, job, first)
     return pipelined(map(job.read, range(first, job.batches)), job.decode, job.run, job.options.workers)

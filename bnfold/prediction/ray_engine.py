@@ -24,14 +24,14 @@ from typing import Any, TextIO
 import numpy as np
 
 from bnfold import errors
-from bnfold.deployment.images import Failure
-from bnfold.deployment.job import Job
-from bnfold.deployment.options import PredictOptions
-from bnfold.deployment.partial_output import differences
-from bnfold.deployment.rows import Scored
 from bnfold.errors import BnfoldError, OptionError, WorkerError
 from bnfold.extras import require
 from bnfold.files import StrPath
+from bnfold.prediction.images import Failure
+from bnfold.prediction.job import Job
+from bnfold.prediction.options import PredictOptions
+from bnfold.prediction.partial_output import differences
+from bnfold.prediction.rows import Scored
 from bnfold.session import one_line
 from bnfold.training.data import resolved_spec
 

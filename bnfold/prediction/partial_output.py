@@ -25,10 +25,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from bnfold.deployment.images import Failure
-from bnfold.deployment.rows import Encoder, Prediction, finished_file
 from bnfold.errors import InputError, OutputError
 from bnfold.files import check_output_file, publish
+from bnfold.prediction.images import Failure
+from bnfold.prediction.rows import Encoder, Prediction, finished_file
 
 _COMMIT_SECONDS = 1.0
 

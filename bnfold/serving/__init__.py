@@ -8,7 +8,7 @@ servicer over it), ``loading`` and ``server`` (ports, signals, the life of it al
 
 from __future__ import annotations
 
-from bnfold.deployment.serving.options import ServeOptions
-from bnfold.deployment.serving.run import Announcement, serve
+from bnfold.serving.options import ServeOptions
+from bnfold.serving.run import Announcement, serve
 
 __all__ = ["Announcement", "ServeOptions", "serve"]

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.deployment.preprocessing import Preprocessing
 from bnfold.errors import DataError
 from bnfold.extras import require
+from bnfold.prediction.preprocessing import Preprocessing
 from bnfold.training.image_folder import decode_image
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bnfold.deployment.serving.options import ServeOptions
 from bnfold.extras import require
 from bnfold.files import StrPath
+from bnfold.serving.options import ServeOptions
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,6 @@ def serve(repository: StrPath, options: ServeOptions | None, announce: Callable[
         SetupError: a port is in use, or the address is none of this machine.
     """
     require("kserve", "serve")
-    from bnfold.deployment.serving.server import run
+    from bnfold.serving.server import run
 
     return run(repository, options or ServeOptions(), announce)

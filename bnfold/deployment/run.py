@@ -15,10 +15,10 @@ from typing import Any
 import onnx_ir as ir
 
 from bnfold.deployment.cold_start import ColdStart, measure_cold_starts
-from bnfold.deployment.deploy_options import DeployOptions
 from bnfold.deployment.kserve_manifest import inference_service
 from bnfold.deployment.machine_format import FOLDER, this_machine, write_machine_file
 from bnfold.deployment.manifest import MachineFile, Manifest, Serving
+from bnfold.deployment.options import DeployOptions
 from bnfold.deployment.portability import check_portable, check_readable
 from bnfold.deployment.preparation import (
     MODEL_FILE,
@@ -29,7 +29,6 @@ from bnfold.deployment.preparation import (
     preprocessing_of,
     serving_of,
 )
-from bnfold.deployment.preprocessing import Preprocessing, sidecar_file, write_sidecar
 from bnfold.deployment.proof import GOLDEN_FILE, Proofs, check_machine_file, prove
 from bnfold.deployment.publishing import check_name, check_place, publish_version
 from bnfold.deployment.repository import CONFIG_FILE, DeployedModel, sha256_of
@@ -39,6 +38,7 @@ from bnfold.files import StrPath, write_json
 from bnfold.fold.report import FoldReport
 from bnfold.model_file import load_model
 from bnfold.optimizer import inspect
+from bnfold.prediction.preprocessing import Preprocessing, sidecar_file, write_sidecar
 from bnfold.progress import Progress, silent
 from bnfold.verification.versions import versions
 
@@ -159,7 +159,7 @@ def deploy(
     Args:
         model: an ONNX file.
         repository: the folder of the repository; it is made if it does not exist.
-        options: see :class:`~bnfold.deployment.deploy_options.DeployOptions`.
+        options: see :class:`~bnfold.deployment.options.DeployOptions`.
         progress: told of each stage's progress.
 
     Returns:

@@ -16,9 +16,9 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as services
 from kserve.protocol.grpc.servicer import InferenceServicer
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
-from bnfold.deployment.serving import grpc_codec
-from bnfold.deployment.serving.options import ServeOptions
-from bnfold.deployment.serving.request import (
+from bnfold.serving import grpc_codec
+from bnfold.serving.options import ServeOptions
+from bnfold.serving.request import (
     OverloadedError,
     RequestError,
     RunError,
@@ -26,7 +26,7 @@ from bnfold.deployment.serving.request import (
     UnavailableError,
     UnknownModelError,
 )
-from bnfold.deployment.serving.service import Service
+from bnfold.serving.service import Service
 
 _LOG = logging.getLogger("bnfold.serve")
 _ACCESS = logging.getLogger("bnfold.serve.access")

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.deployment.images import Encoded
-from bnfold.deployment.samples import RawBatch, files_digest
 from bnfold.errors import DataError
 from bnfold.extras import require
+from bnfold.prediction.images import Encoded
+from bnfold.prediction.samples import RawBatch, files_digest
 from bnfold.training.dataset import Labels
 
 #: Rows that are decoded from a file at a time; a row group may be larger than memory.
@@ -85,7 +85,7 @@ class ParquetSource:
             self._stream.close()
 
     def read(self, start: int, stop: int) -> RawBatch:
-        """See :class:`bnfold.deployment.samples.Source`."""
+        """See :class:`bnfold.prediction.samples.Source`."""
         stop = min(stop, self.count)
         pieces = list(self._pieces(start, stop))
         names = tuple(str(row) for row in range(start, stop))

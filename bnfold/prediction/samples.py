@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.deployment.images import Encoded, ImageForm, decode_all
 from bnfold.errors import DataError
+from bnfold.prediction.images import Encoded, ImageForm, decode_all
 from bnfold.training.data import load_data
 from bnfold.training.dataset import Labels
 from bnfold.training.image_folder import IMAGE_SUFFIXES, list_image_folder
@@ -97,8 +97,8 @@ def open_source(data: str, options: DataOptions) -> Source:
         DataError: there is nothing of that kind, or it is damaged.
         MissingExtraError: the package that reads it is not installed.
     """
-    from bnfold.deployment.array_sources import open_npy, open_npz
-    from bnfold.deployment.parquet_source import ParquetSource, parquet_files
+    from bnfold.prediction.array_sources import open_npy, open_npz
+    from bnfold.prediction.parquet_source import ParquetSource, parquet_files
 
     path = Path(data).expanduser()
     if path.is_dir():

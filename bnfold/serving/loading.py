@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from bnfold.deployment.golden import GoldenPair, golden_pairs
 from bnfold.deployment.repository import DeployedModel
-from bnfold.deployment.serving.options import ServeOptions
-from bnfold.deployment.serving.request import RequestError, RunError
-from bnfold.deployment.serving.sessions import Session, open_sessions, target_of
 from bnfold.errors import ModelError
+from bnfold.serving.options import ServeOptions
+from bnfold.serving.request import RequestError, RunError
+from bnfold.serving.sessions import Session, open_sessions, target_of
 
 #: How far off an accelerator may be, as a share of the output's largest value: the golden file's bounds are those of
 #: the CPU, and TF32 or FP16 keep about three digits.

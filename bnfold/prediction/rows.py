@@ -1,6 +1,6 @@
 """From scores to the rows of the output, and how these are written as CSV, JSON lines or Parquet.
 
-While rows are made they are appended to a partial file; :mod:`bnfold.deployment.partial_output` keeps that. CSV and
+While rows are made they are appended to a partial file; :mod:`bnfold.prediction.partial_output` keeps that. CSV and
 JSON lines need nothing more. A Parquet file cannot be appended to, so its rows are kept as a stream of Arrow record
 batches, from which the file is made at the end, a row group at a time.
 """
@@ -18,9 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.deployment.images import Failure
 from bnfold.errors import DataError, OutputError
 from bnfold.extras import require
+from bnfold.prediction.images import Failure
 from bnfold.training.dataset import Labels
 
 #: What predictions can be written as.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bnfold.deployment.manifest import TensorSpec
 from bnfold.deployment.repository import DeployedModel
-from bnfold.deployment.serving.request import (
+from bnfold.serving.request import (
     Request,
     RequestedOutput,
     RequestError,

@@ -7,11 +7,11 @@ import logging
 from pathlib import Path
 
 from bnfold.deployment.repository import DeployedModel, load_version, model_folders, read_repository, warnings_of
-from bnfold.deployment.serving.loading import load
-from bnfold.deployment.serving.options import ServeOptions
-from bnfold.deployment.serving.service import ServedModel, Service
-from bnfold.deployment.serving.sessions import target_of
 from bnfold.errors import BnfoldError, RepositoryError
+from bnfold.serving.loading import load
+from bnfold.serving.options import ServeOptions
+from bnfold.serving.service import ServedModel, Service
+from bnfold.serving.sessions import target_of
 
 _LOG = logging.getLogger("bnfold.serve")
 

@@ -18,9 +18,9 @@ import kserve
 from kserve.protocol.dataplane import DataPlane
 
 from bnfold.deployment.repository import DeployedModel
-from bnfold.deployment.serving.batching import Answer, Batcher
-from bnfold.deployment.serving.metrics import Metrics
-from bnfold.deployment.serving.request import (
+from bnfold.serving.batching import Answer, Batcher
+from bnfold.serving.metrics import Metrics
+from bnfold.serving.request import (
     ClientGoneError,
     OverloadedError,
     Request,
@@ -30,7 +30,7 @@ from bnfold.deployment.serving.request import (
     UnknownModelError,
     protocol_shape,
 )
-from bnfold.deployment.serving.sessions import Session
+from bnfold.serving.sessions import Session
 
 #: What each failure is called in the metrics; any other is called "failed".
 _OUTCOMES: Mapping[type[BaseException], str] = {
