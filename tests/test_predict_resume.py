@@ -47,7 +47,8 @@ ARGUMENTS = ["--batch", "4", "--top-k", "2", "--logits", "--on-error", "skip", "
 
 #: Runs the program slowly, so that there is time to kill it, and brings every batch to the disk.
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from bnfold.prediction import partial_output, reader
 partial_output._COMMIT_SECONDS = 0.0
 scores = reader.Reader.scores
