@@ -79,7 +79,9 @@ def test_a_fold_that_goes_another_way_without_an_op_that_computes_nothing_is_pro
     assert result.proven, result.sentence
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", "float16", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bfloat16", "float64"))]
+)
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damage_is_found_and_its_fold_is_named(dtype, name):
     network = random_network(3, dtype)
