@@ -52,7 +52,9 @@ _OWN_OPSETS = (13, 17)
 #: Why algebra leaves what is left of a network.
 BY_ALGEBRA = {
     "convmixer": "Each batch norm follows a GELU, which nothing crosses, so it can only go forward. One that a padded "
-    "depthwise convolution reads must stay for its shift, since the padding is zero before and after it.",
+    "depthwise convolution reads must stay for its shift, since the padding is zero before and after it. One that goes "
+    "into a sum could leave if the other summand were divided by its scale, but ONNX Runtime computes it and the sum "
+    "as one op, and was slower without it.",
     "convnext": "At opset 13, layer normalization is taken apart, and its scale and shift seen. Those of the stem go "
     "to a padded depthwise convolution and a shortcut.",
     "densenet": "The first batch norm of a layer reads a concatenation that later layers read too, each with a batch "

@@ -44,6 +44,7 @@ CASES = (
     Case("MobileOne, 3×32×32", "mobileone", (3, 32, 32), {"in_channels": 3}),
     Case("diverse branch blocks, 3×32×32", "dbb", (3, 32, 32), {"in_channels": 3}),
     Case("DenseNet, 3×32×32", "densenet", (3, 32, 32), {"in_channels": 3}),
+    Case("ConvMixer, 3×32×32", "convmixer", (3, 32, 32), {"in_channels": 3, "width": 128, "depth": 8}),
     Case("LeViT-like, 3×32×32", "levit", (3, 32, 32), {"input_shape": [3, 32, 32]}),
     Case("MLP 256-128 with BatchNorm1d", "mlp", (64,), {}),
     Case("MLP 1024×3 with BatchNorm1d", "mlp", (256,), {"in_features": 256, "widths": [1024, 1024, 1024]}),

@@ -68,10 +68,10 @@ def test_whatever_the_engine_does_is_proven(model, tidy):
 def test_a_fold_that_goes_another_way_without_an_op_that_computes_nothing_is_proven():
     """The Cast holds the batch norm back; without it, that folds past the difference, and the Mul takes its scale."""
     text = (
-        "g (float[N,4,6,6] x) => (float[N,4,6,6] y) { n = BatchNormalization(x, scale, bias, mean, var) c = Cast <to=1> (n) "
+        "g (float[N,4,6] x) => (float[N,4,6] y) { n = BatchNormalization(x, scale, bias, mean, var) c = Cast <to=1> (n) "
         "a = Sigmoid(x) m = Mul(a, k) s = Sub(m, c) y = Conv(s, w) }"
     )
-    arrays = norm(4) | constants(k=(4, 1, 1), w=(4, 4, 1, 1))
+    arrays = norm(4) | constants(k=(4, 1), w=(4, 4, 1))
     model = model_of(text, {name: array.astype(np.float32) for name, array in arrays.items()})
     candidate = engine_fold(model, tidy=True)
     assert all(node.op_type != "BatchNormalization" for node in candidate.graph)
