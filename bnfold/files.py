@@ -1,7 +1,8 @@
-"""Write files so that each one appears whole or not at all."""
+"""Write files so that each one appears whole or not at all, and tell them apart by their bytes."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -76,6 +77,20 @@ def publish(source: Path, target: StrPath) -> None:
     if Path(target).exists():
         shutil.copymode(target, source)
     source.replace(target)
+
+
+def sha256_of(*files: Path) -> str:
+    """The SHA-256 of the files' bytes, one after the other as one stream.
+
+    Raises:
+        OSError: one cannot be read; the error names it.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def write_bytes(path: StrPath, content: bytes) -> None:

@@ -33,9 +33,9 @@ from bnfold.model_file import (
     publish_model,
     write_model,
 )
-from bnfold.prediction.preprocessing import copy_sidecar
 from bnfold.progress import Progress, silent
 from bnfold.shapes import contradiction
+from bnfold.sidecar import copy_sidecar
 from bnfold.skeleton import skeleton_of
 
 if TYPE_CHECKING:

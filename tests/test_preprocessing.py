@@ -18,9 +18,9 @@ from bnfold.prediction.preprocessing import (
     Preprocessing,
     overridden,
     read_sidecar,
-    sidecar_file,
     write_sidecar,
 )
+from bnfold.sidecar import sidecar_file
 
 pytest.importorskip("onnxruntime")
 Image = pytest.importorskip("PIL.Image")

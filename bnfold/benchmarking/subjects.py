@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import onnx_ir as ir
 
 from bnfold.benchmarking.inputs import SUPPORTED, InputSpec
 from bnfold.errors import ModelError
-from bnfold.files import StrPath
+from bnfold.files import StrPath, sha256_of
 from bnfold.model_file import external_tensors, load_model
 
 
@@ -74,20 +73,11 @@ def _load(path: Path, label: str) -> Subject:
     return Subject(
         path=path,
         label=label,
-        sha256=_digest(files),
+        sha256=sha256_of(*files),
         size=sum(file.stat().st_size for file in files),
         nodes=sum(1 for _ in model.graph.all_nodes()),
         inputs=tuple(_specs(model, path)),
     )
-
-
-def _digest(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _specs(model: ir.Model, path: Path) -> Iterator[InputSpec]:

@@ -17,7 +17,7 @@ from bnfold.deployment.options import DEFAULT_BATCH, DeployOptions
 from bnfold.errors import DataError, InputError, ModelError, OptionError
 from bnfold.files import StrPath
 from bnfold.model_file import external_tensors, write_model
-from bnfold.prediction.preprocessing import Preprocessing, from_metadata, read_sidecar
+from bnfold.prediction.preprocessing import Preprocessing, from_metadata, read_class_names, read_sidecar
 from bnfold.session import create_session, run_session
 from bnfold.verification.inputs import Feed, drawn_feeds
 from bnfold.verification.sizes import USUAL, Sizes
@@ -249,7 +249,7 @@ def labels_of(prepared: Prepared, source: Path, file: StrPath | None) -> tuple[s
     """
     sidecar = read_sidecar(source)
     if file is not None:
-        where, names = str(file), _read_labels(Path(file))
+        where, names = str(file), read_class_names(file)
     elif sidecar is not None and sidecar.labels:
         where, names = sidecar.origin, sidecar.labels
     else:
@@ -260,13 +260,6 @@ def labels_of(prepared: Prepared, source: Path, file: StrPath | None) -> tuple[s
     if any(len(name.splitlines()) != 1 for name in names):
         raise DataError(f"{where} has a class name that is empty or more than one line, which servers do not take")
     return names
-
-
-def _read_labels(file: Path) -> tuple[str, ...]:
-    try:
-        return tuple(file.read_text(encoding="utf-8-sig").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read as a list of class names, one a line") from error
 
 
 def default_name(source: Path) -> str:

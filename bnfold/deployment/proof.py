@@ -9,8 +9,8 @@ from typing import Any
 from bnfold.deployment.golden import golden_pairs
 from bnfold.deployment.options import DeployOptions
 from bnfold.deployment.preparation import Prepared
-from bnfold.deployment.repository import sha256_of
 from bnfold.errors import BnfoldError, ModelError
+from bnfold.files import sha256_of
 from bnfold.progress import Progress
 from bnfold.session import create_session, run_session
 from bnfold.verification import VerifyOptions, VerifyResult, record_golden, verify, verify_golden

@@ -32,10 +32,9 @@ from bnfold.deployment.repository import (
     edited_message,
     load_version,
     model_folder,
-    sha256_of,
 )
 from bnfold.errors import OptionError, OutputError, RepositoryError
-from bnfold.files import StrPath, make_output_folder, write_json
+from bnfold.files import StrPath, make_output_folder, sha256_of, write_json
 
 #: In the repository itself, where Triton looks at folders only.
 LOCK_FILE = ".bnfold.lock"

@@ -34,7 +34,7 @@ from bnfold.deployment.manifest import (
     TensorSpec,
 )
 from bnfold.errors import RepositoryError
-from bnfold.files import StrPath
+from bnfold.files import StrPath, sha256_of
 
 __all__ = [
     "DeployedModel",
@@ -324,9 +324,3 @@ def _small_file(path: Path) -> bytes:
     if path.stat().st_size > _LARGEST_TEXT:
         raise RepositoryError(f"{path} is {path.stat().st_size} bytes long, and none that bnfold wrote")
     return path.read_bytes()
-
-
-def sha256_of(file: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

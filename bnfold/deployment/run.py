@@ -31,15 +31,16 @@ from bnfold.deployment.preparation import (
 )
 from bnfold.deployment.proof import GOLDEN_FILE, Proofs, check_machine_file, prove
 from bnfold.deployment.publishing import check_name, check_place, publish_version
-from bnfold.deployment.repository import CONFIG_FILE, DeployedModel, sha256_of
+from bnfold.deployment.repository import CONFIG_FILE, DeployedModel
 from bnfold.deployment.triton_config import LABELS_FILE, TritonModel, config_text, require_triton
 from bnfold.errors import OutputError
-from bnfold.files import StrPath, write_json
+from bnfold.files import StrPath, sha256_of, write_json
 from bnfold.fold.report import FoldReport
 from bnfold.model_file import load_model
 from bnfold.optimizer import inspect
-from bnfold.prediction.preprocessing import Preprocessing, sidecar_file, write_sidecar
+from bnfold.prediction.preprocessing import Preprocessing, write_sidecar
 from bnfold.progress import Progress, silent
+from bnfold.sidecar import sidecar_file
 from bnfold.verification.versions import versions
 
 REPORT_FILE = "fold_report.json"

@@ -21,7 +21,7 @@ from bnfold.errors import DataError, ModelError, OptionError
 from bnfold.files import StrPath
 from bnfold.prediction.images import Failure, decode_all
 from bnfold.prediction.options import PredictOptions
-from bnfold.prediction.preprocessing import write_sidecar
+from bnfold.prediction.preprocessing import read_class_names, write_sidecar
 from bnfold.prediction.reader import ModelFacts, Reader, check_is_classifier, label_numbers, renumbered
 from bnfold.prediction.rows import RowFormat, Scored
 from bnfold.prediction.samples import DataOptions, RawBatch, Samples, Source, open_source
@@ -239,10 +239,7 @@ def _version(package: str) -> str | None:
 def _class_names(file: StrPath | None) -> tuple[str, ...]:
     if file is None:
         return ()
-    try:
-        names = tuple(line for line in Path(file).read_text(encoding="utf-8-sig").splitlines() if line)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read as a list of class names, one a line") from error
+    names = tuple(name for name in read_class_names(file) if name)
     if not names:
         raise DataError(f"{file} holds no class names; give one a line")
     return names

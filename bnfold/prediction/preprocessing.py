@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from bnfold.errors import DataError, ModelError, OptionError
-from bnfold.files import StrPath, write_bytes, write_json
+from bnfold.files import StrPath, write_json
+from bnfold.sidecar import sidecar_file
 from bnfold.training.dataset import Normalization
 
 ResizePolicy = Literal["crop", "stretch", "none"]
@@ -141,12 +142,6 @@ def _contradictions(value: Preprocessing) -> Any:
             yield f"shorter_side is {value.shorter_side}, less than the size {value.size[0]}×{value.size[1]} to cut out"
 
 
-def sidecar_file(model: StrPath) -> Path:
-    """Where the preprocessing of a model's file lies: ``model.onnx.preprocessing.json``."""
-    path = Path(model)
-    return path.with_name(f"{path.name}.preprocessing.json")
-
-
 def read_sidecar(model: StrPath) -> Preprocessing | None:
     """The preprocessing beside a model; None where there is none.
 
@@ -176,17 +171,6 @@ def write_sidecar(model: StrPath, preprocessing: Preprocessing) -> Path:
     file = sidecar_file(model)
     write_json(file, preprocessing.to_json())
     return file
-
-
-def copy_sidecar(source: StrPath, target: StrPath) -> None:
-    """Give the model ``target`` the sidecar of the model ``source`` that it was made from, if that has one.
-
-    Raises:
-        OutputError: it cannot be copied.
-    """
-    file, copy = sidecar_file(source), sidecar_file(target)
-    if file.is_file() and not (copy.exists() and copy.samefile(file)):
-        write_bytes(copy, file.read_bytes())
 
 
 def from_metadata(metadata: Mapping[str, str], model: str) -> tuple[Preprocessing | None, tuple[str, ...]]:
@@ -244,6 +228,18 @@ def of_training(
         labels=tuple(classes),
         origin=origin,
     )
+
+
+def read_class_names(file: StrPath) -> tuple[str, ...]:
+    """The lines of a file with the name of one class a line.
+
+    Raises:
+        DataError: it cannot be read, or is no text.
+    """
+    try:
+        return tuple(Path(file).read_text(encoding="utf-8-sig").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read as a list of class names, one a line") from error
 
 
 #: Preprocessing under a name.

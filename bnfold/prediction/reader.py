@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from bnfold.errors import DataError, ModelError
-from bnfold.files import StrPath
+from bnfold.files import StrPath, sha256_of
 from bnfold.prediction.images import ImageForm
 from bnfold.prediction.preprocessing import Preprocessing, from_metadata, overridden, read_sidecar
 from bnfold.prediction.samples import Samples
@@ -245,14 +244,11 @@ class ModelFacts:
             proto = onnx.load(path, load_external_data=False)
         except Exception as error:  # protobuf's own, which differ from one implementation to the next
             raise ModelError(f"{path} is not an ONNX model, or is damaged") from error
-        digest = hashlib.sha256()
-        for file in (path, *_weight_files(proto, path.parent)):
-            try:
-                with file.open("rb") as stream:
-                    digest.update(hashlib.file_digest(stream, "sha256").digest())
-            except OSError as error:
-                raise ModelError(f"{file} cannot be read: {error.strerror or error}") from error
-        return ModelFacts(digest.hexdigest(), _ends_in_softmax(proto.graph))
+        try:
+            digest = sha256_of(path, *_weight_files(proto, path.parent))
+        except OSError as error:
+            raise ModelError(f"{error.filename} cannot be read: {error.strerror or error}") from error
+        return ModelFacts(digest, _ends_in_softmax(proto.graph))
 
 
 def _weight_files(proto: onnx.ModelProto, folder: Path) -> Iterator[Path]:

@@ -24,7 +24,6 @@ from bnfold.files import StrPath
 from bnfold.fold.sites import is_batch_norm
 from bnfold.graph import ModelGraph, input_of, label
 from bnfold.model_file import check_model_output, load_model, save_model, serialized
-from bnfold.prediction.preprocessing import copy_sidecar
 from bnfold.prediction.reader import Reader, with_labels_of
 from bnfold.prediction.samples import Samples, load_samples
 from bnfold.progress import Progress
@@ -32,6 +31,7 @@ from bnfold.recalibration.moments import Moments
 from bnfold.recalibration.options import RecalibrateOptions
 from bnfold.recalibration.result import Accuracy, Drift, Left, RecalibrateResult, recalibration_record
 from bnfold.session import SessionOptions, create_session, run_session
+from bnfold.sidecar import copy_sidecar
 from bnfold.training.dataset import top1_accuracy
 
 _MEAN, _VAR = 3, 4  # inputs of BatchNormalization

@@ -32,8 +32,9 @@ from bnfold.deployment.repository import read_repository, warnings_of
 from bnfold.deployment.run import deploy
 from bnfold.deployment.triton_config import parse_config
 from bnfold.errors import BnfoldError, DataError, ModelError, OptionError, OutputError, RepositoryError, SetupError
-from bnfold.prediction.preprocessing import Preprocessing, read_sidecar, sidecar_file, write_sidecar
+from bnfold.prediction.preprocessing import Preprocessing, read_sidecar, write_sidecar
 from bnfold.session import create_session, run_session
+from bnfold.sidecar import sidecar_file
 from bnfold.training.dataset import Normalization
 
 pytestmark = pytest.mark.extra
