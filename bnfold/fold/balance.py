@@ -23,7 +23,7 @@ import onnx_ir as ir
 from bnfold.affine import ChannelAffine
 from bnfold.fold.affine_ops import expressible
 from bnfold.fold.commute import RULES
-from bnfold.fold.plan import Planner, left_out, readers_to_change, view_of
+from bnfold.fold.plan import Planner, readers_to_change, view_of
 from bnfold.fold.report import Kind, Reason, Refusal
 from bnfold.fold.search import TOO_FAR, Plan, Search, with_choices
 from bnfold.fold.sites import Site, read_affine
@@ -60,13 +60,16 @@ class _Behind:
 _Step = _Ahead | _Behind
 
 
-def balanced(planner: Planner, site: Site) -> Plan | Refusal:
-    """Move a site into the ops that consume its output, and its inverse scale into the other summands on the way."""
-    refusal = _why_not(site, planner.graph)
-    if refusal:
-        return refusal
+def balanced(planner: Planner, site: Site) -> Plan | None:
+    """Move a site into the ops that consume its output, and its inverse scale into the other summands on the way.
+
+    None where that cannot be: the report tells why the site could go neither backward nor forward by itself.
+    """
+    if not _may_divide(site, planner.graph):
+        return None
     search = with_choices(site, lambda search: _search(planner, search))
-    return search if isinstance(search, Refusal) else search.forward_plan()
+    plan = search if isinstance(search, Refusal) else search.forward_plan()
+    return plan if isinstance(plan, Plan) else None
 
 
 def _search(planner: Planner, search: Search) -> Refusal | None:
@@ -86,18 +89,16 @@ def _too_far(planner: Planner, search: Search) -> bool:
     return len(search.path) > planner.reach or len(search.linears) + len(search.affines) > _MOST_ENDS
 
 
-def _why_not(site: Site, graph: ModelGraph) -> Refusal | None:
-    """Why values must not be divided by the scale of a site; a shift alone is not worth the search."""
-    if not site.affine.has_scale:
-        return Refusal(Reason.UNSUPPORTED_OP, "a shift goes past a sum only as a whole")
-    if _ort_sums_it_too(site, graph):
-        return Refusal(Reason.COST, "ONNX Runtime computes a batch norm and the sum behind it as one op")
-    if graph.shapes.dtype(site.output) not in _WIDE:
-        return Refusal(Reason.OVERFLOW, "values divided by its scale might overflow their type")
+def _may_divide(site: Site, graph: ModelGraph) -> bool:
+    """Whether values may be divided by the scale of a site: within their range, and for more than a shift's sake."""
     size = np.abs(site.affine.scale)
-    if np.any(size > _LARGEST) or np.any(size < 1 / _LARGEST):
-        return Refusal(Reason.OVERFLOW, "values divided by its scale might become too large or too small")
-    return None
+    return (
+        site.affine.has_scale
+        and not _ort_sums_it_too(site, graph)
+        and graph.shapes.dtype(site.output) in _WIDE
+        and not np.any(size > _LARGEST)
+        and not np.any(size < 1 / _LARGEST)
+    )
 
 
 def _ort_sums_it_too(site: Site, graph: ModelGraph) -> bool:
@@ -126,7 +127,7 @@ def _go_ahead(planner: Planner, search: Search, step: _Ahead) -> Sequence[_Step]
         beyond = planner.enter(search, consumer, index, step.value, step.affine)
         if isinstance(beyond, Refusal):
             past = _past_sum(planner, search, consumer, index, step.affine)
-            if isinstance(past, Refusal):
+            if past is None:
                 return beyond
             more += past
         else:
@@ -136,25 +137,23 @@ def _go_ahead(planner: Planner, search: Search, step: _Ahead) -> Sequence[_Step]
 
 def _past_sum(
     planner: Planner, search: Search, node: ir.Node, index: int, affine: ChannelAffine
-) -> Sequence[_Step] | Refusal:
-    """Let a sum pass an affine on, its other summands divided by the scale."""
+) -> Sequence[_Step] | None:
+    """Let a sum that takes nothing by itself pass an affine on, its other summands divided by the scale."""
     if search.met(node) or not in_default_domain(node) or node.op_type not in RULES:
-        return Refusal(Reason.CONSUMER_NOT_LINEAR, f"{label(node)} is no sum")
-    if node.graph is not search.site.nodes[0].graph:
-        return Refusal(Reason.OTHER_SCOPE, f"{label(node)} belongs to another scope of the model")
-    if planner.spared(node):
-        return left_out(node)
+        return None
+    if node.graph is not search.site.nodes[0].graph or planner.spared(node):
+        return None
     reading = read_affine(node, planner.graph, planner.pending.affines)
     if isinstance(reading, Site):
         return _past_affine(planner, search, reading, affine)
     view = view_of(node, planner.graph, planner.pending)
     crossing = RULES[node.op_type].balanced(view, index, affine)
     if isinstance(crossing, Refusal):
-        return crossing
+        return None
     outputs, others = crossing
     behind = planner.give_to_inputs(search, node, view, others)
     if isinstance(behind, Refusal):
-        return behind
+        return None
     search.path[node] = None
     return [
         *(_Ahead(node.outputs[i], after, None) for i, after in outputs.items()),
@@ -162,19 +161,19 @@ def _past_sum(
     ]
 
 
-def _past_affine(planner: Planner, search: Search, following: Site, affine: ChannelAffine) -> Sequence[_Step] | Refusal:
+def _past_affine(planner: Planner, search: Search, following: Site, affine: ChannelAffine) -> Sequence[_Step] | None:
     """Let an affine op take the shift and pass on the scale: ``p·(s·x + t) + q = s·(p·x + (p·t + q)/s)``.
 
     It goes by what the op stands for, not by its constant, which may not have been written yet.
     """
     (node,) = following.nodes
     if not planner.selected(node):
-        return left_out(node)
+        return None
     both, back = affine.then(following.affine), affine.scale_only().inverse()
     whole = None if both is None else both.shift_only().then(back)
     rest = None if whole is None else following.affine.scale_only().then(whole.shift_only())
     if rest is None or not expressible(node, rest, planner.graph):
-        return Refusal(Reason.NONZERO_SHIFT, f"{label(node)} ({node.op_type}) does not take the shift")
+        return None
     search.affines[node] = rest
     return [_Ahead(following.output, affine.scale_only(), None)]
 

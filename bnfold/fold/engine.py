@@ -309,7 +309,7 @@ def _balance(run: _Run) -> bool:
     for _, site in _walk(run):
         if isinstance(site, Site):
             plan = balanced(replace(run.planner, reach=_BALANCED), site)
-            found |= isinstance(plan, Plan) and _apply(run, plan)
+            found |= plan is not None and _apply(run, plan)
     return found
 
 
