@@ -50,6 +50,15 @@ def test_importing_bnfold_loads_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_importing_the_optimizer_loads_nothing_of_prediction_or_training() -> None:
+    program = (
+        "import sys, bnfold.optimizer; others = [name for name in sys.modules if name.startswith(('bnfold.prediction', "
+        "'bnfold.training', 'bnfold.deployment'))]; sys.exit(f'loaded {others}' if others else 0)"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_library_never_imports_the_command_line() -> None:
     for file in (ROOT / "bnfold").rglob("*.py"):
         if file.name != "__main__.py":
