@@ -388,6 +388,7 @@ def test_no_worker_outlives_a_parent_that_is_interrupted_or_killed(
         _, errors = parent.communicate(timeout=30)
     assert parent.returncode == expected
     assert "Traceback" not in errors
+    deadline = time.monotonic() + 30
     while (left := running(workers)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert left == []

@@ -535,7 +535,7 @@ def test_clients_that_vanish_leave_nothing_behind(server):
 def test_a_grpc_call_that_is_cancelled_is_not_run(server):
     with _client("grpc", server) as client:
         item = tritonclient.grpc.InferInput("turns", [1], "INT64")
-        item.set_data_from_numpy(np.array([100_000]))
+        item.set_data_from_numpy(np.array([_turns(server, 2)]))
         before = _metric(server, "bnfold_run_seconds_count", "slow")
         calls = [client.api.async_infer("slow", [item], lambda *_: None) for _ in range(4)]
         _eventually(lambda: "bnfold_requests_in_flight 4.0" in _get(server, "/metrics")[1])
@@ -593,14 +593,29 @@ def own(tmp_path):
     return path
 
 
-def _slow(protocol, server, turns=20_000):
+ENDLESS = 50_000_000  # turns of the slow model: minutes, for what is to be cut off
+
+
+def _slow(protocol, server, turns):
     return _ask(protocol, server, "slow", {"turns": np.array([turns])}).as_numpy("y")
+
+
+def _turns(server, seconds):
+    """How many turns of the slow model take about so long on this machine, however fast it is."""
+
+    def duration(turns):
+        start = time.perf_counter()
+        _slow("http", server, turns)
+        return time.perf_counter() - start
+
+    return int(10_000 * seconds / min(duration(10_000) for _ in range(3)))
 
 
 @pytest.mark.parametrize(("protocol", "number"), [("http", signal.SIGTERM), ("grpc", signal.SIGINT)])
 def test_what_is_in_flight_is_finished_and_what_comes_later_is_refused(own, protocol, number):
     with served.serving(own) as server, ThreadPoolExecutor(3) as pool:
-        running = [pool.submit(_slow, protocol, server) for _ in range(3)]
+        turns = _turns(server, 3)
+        running = [pool.submit(_slow, protocol, server, turns) for _ in range(3)]
         _eventually(lambda: "bnfold_requests_in_flight 3.0" in _get(server, "/metrics")[1])
         server.stop(number)
         _eventually(lambda: _get(server, "/v2/health/ready")[0] == 503)
@@ -637,7 +652,7 @@ def test_each_request_is_logged_if_that_is_asked_for(own):
 
 def test_what_takes_longer_than_the_drain_is_cut_off_and_told(own):
     with served.serving(own, "--drain", "0.2") as server, ThreadPoolExecutor(1) as pool:
-        running = pool.submit(_slow, "grpc", server, 100_000)
+        running = pool.submit(_slow, "grpc", server, ENDLESS)
         _eventually(lambda: "bnfold_requests_in_flight 1.0" in _get(server, "/metrics")[1])
         server.stop()
         code, errors = server.end()
@@ -649,7 +664,7 @@ def test_what_takes_longer_than_the_drain_is_cut_off_and_told(own):
 
 def test_a_second_signal_ends_it_at_once(own):
     with served.serving(own) as server, ThreadPoolExecutor(1) as pool:
-        running = pool.submit(_slow, "http", server, 10_000_000)
+        running = pool.submit(_slow, "http", server, ENDLESS)
         _eventually(lambda: "bnfold_requests_in_flight 1.0" in _get(server, "/metrics")[1])
         server.stop()
         _eventually(lambda: _get(server, "/v2/health/ready")[0] == 503)
@@ -661,15 +676,20 @@ def test_a_second_signal_ends_it_at_once(own):
 
 def test_more_requests_than_it_takes_are_refused(own):
     with served.serving(own, "--max-requests", "2") as server, ThreadPoolExecutor(2) as pool:
-        running = [pool.submit(_slow, "http", server) for _ in range(2)]
+        for _ in range(2):
+            pool.submit(_slow, "http", server, ENDLESS)
         _eventually(lambda: "bnfold_requests_in_flight 2.0" in _get(server, "/metrics")[1])
         for protocol in CLIENTS:
             with pytest.raises(InferenceServerException) as error:
                 _slow(protocol, server, 1)
             assert _code(error) in ("503", "RESOURCE_EXHAUSTED")
-        for answer in running:
-            answer.result(30)
-        _slow("http", server, 1)
+        server.process.kill()
+
+
+def test_one_request_after_the_other_is_never_too_many(own):
+    with served.serving(own, "--max-requests", "1") as server:
+        for protocol in (*CLIENTS, *CLIENTS):
+            np.testing.assert_array_equal(_slow(protocol, server, 1), np.eye(64))
 
 
 def test_a_new_version_takes_over_while_requests_are_answered(own):
