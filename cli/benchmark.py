@@ -80,6 +80,9 @@ def _listed(
 @click.option("--cold-starts", type=click.IntRange(min=0), default=10, show_default=True,
               help="How many sessions to create in fresh processes, those of the launches included; takes up to half "
                    "of --time more.")  # fmt: skip
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+              help="The longest to wait for one answer of a candidate: its session, its first run, a block. One that "
+                   "takes longer ends the run with exit code 3.  [default: 120 and --time]")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Of the inputs and the order of the runs.")  # fmt: skip
 @input_shapes

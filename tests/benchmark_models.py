@@ -37,6 +37,18 @@ fails (float[N, 3, 4] x) => (float[1, 4] y)
 }
 """
 
+#: Loads, and never ends its first run: 2^62 turns of a loop.
+HANGS = """
+<ir_version: 9, opset_import: ["" : 17]>
+hangs (float[N, 3, 4] x) => (float[N, 3, 4] y)
+<int64 turns = {4611686018427387904}, bool go = {1}> {
+    y = Loop(turns, go, x) <body = step (int64 turn, bool on, float[N, 3, 4] a) => (bool further, float[N, 3, 4] b) {
+        further = Identity(on)
+        b = Relu(a)
+    }>
+}
+"""
+
 
 def write(path: Path, text: str = RELU) -> Path:
     """Write a model given as ONNX text."""

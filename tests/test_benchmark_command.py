@@ -85,7 +85,7 @@ def test_options_reach_the_library(monkeypatch: pytest.MonkeyPatch, measured: Be
 
     monkeypatch.setattr(bnfold.benchmarking, "benchmark", spy)
     arguments = "--provider cpu,cuda --provider tensorrt --batch 1,8 --threads 1 --threads 2 --level all,basic"
-    arguments += " --time 3 --launches 4 --cold-starts 7 --seed 5 --input-shape a=b=1,2 --input-shape s="
+    arguments += " --time 3 --timeout 9 --launches 4 --cold-starts 7 --seed 5 --input-shape a=b=1,2 --input-shape s="
     arguments += (
         " --no-control --spinning on,off --io-binding on --cuda-graph off,on --compare settings --baseline old.json"
     )
@@ -98,6 +98,7 @@ def test_options_reach_the_library(monkeypatch: pytest.MonkeyPatch, measured: Be
             threads=(1, 2),
             levels=("all", "basic"),
             seconds=3,
+            timeout=9,
             launches=4,
             seed=5,
             input_shapes={"a=b": (1, 2), "s": ()},
@@ -174,6 +175,7 @@ def test_fail_if_slower_fails_only_where_the_whole_interval_is_beyond(
         ("m.onnx --threads -1", "--threads"),
         ("m.onnx --level most", "--level"),
         ("m.onnx --time 0", "--time"),
+        ("m.onnx --timeout 0", "--timeout"),
         ("m.onnx --launches 1", "--launches"),
         ("m.onnx --input-shape 1,2", "NAME=1,3,224,224"),
         ("m.onnx --input-shape x=1,-2", "NAME=1,3,224,224"),
@@ -196,6 +198,7 @@ def test_wrong_usage_exits_with_2(arguments: str, said: str, capsys: pytest.Capt
         ("good.onnx --provider abacus", "unknown provider 'abacus'"),
         ("good.onnx --out nowhere/result.json", "nowhere does not exist"),
         ("good.onnx --input-shape z=1", "the inputs are x"),
+        ("good.onnx --timeout 0.001", "good.onnx gave no answer within 0.001 s while starting"),
     ],
 )
 def test_bad_input_exits_with_3_and_one_sentence(

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from benchmark_models import FAILS_SOMETIMES, FAILS_TO_RUN, RELU, children, running, write
+from benchmark_models import FAILS_SOMETIMES, FAILS_TO_RUN, HANGS, RELU, children, running, write
 
 from bnfold.benchmarking import BenchmarkOptions, BenchmarkResult, Kind, Scenario, benchmark
 from bnfold.benchmarking.conclusions import conclude, machine_warnings
@@ -280,6 +280,7 @@ def test_external_data_counts_into_size_and_hash(tmp_path: Path) -> None:
     [
         (FAILS_TO_RUN, ModelError, r"second\.onnx: ONNX Runtime failed while running the model"),
         (FAILS_SOMETIMES, ModelError, r"second\.onnx: ONNX Runtime failed while running the model: .*Gather"),
+        (HANGS, WorkerError, r"second\.onnx gave no answer within 3 s while running for the first time"),
         (RELU.replace("3, 4] ", "3, 5] "), ModelError, r"second\.onnx takes the input x .* and first\.onnx"),
         (RELU.replace(" x)", " w)").replace("(x)", "(w)"), ModelError, r"second\.onnx takes the inputs w"),
     ],
@@ -289,7 +290,7 @@ def test_a_model_that_cannot_be_compared_is_named(
 ) -> None:
     models = [write(tmp_path / "first.onnx"), write(tmp_path / "second.onnx", text)]
     with pytest.raises(kind, match=said):
-        benchmark(models, SHORT)
+        benchmark(models, replace(SHORT, timeout=3))
     assert children(os.getpid()) == []
 
 
@@ -314,6 +315,9 @@ def test_no_model_is_refused() -> None:
         (lambda: BenchmarkOptions(threads=()), InputError),
         (lambda: BenchmarkOptions(seconds=0.0), InputError),
         (lambda: BenchmarkOptions(seconds=float("nan")), InputError),
+        (lambda: BenchmarkOptions(timeout=0.0), InputError),
+        (lambda: BenchmarkOptions(timeout=float("nan")), InputError),
+        (lambda: BenchmarkOptions(timeout=float("inf")), InputError),
         (lambda: BenchmarkOptions(launches=1), InputError),
         (lambda: BenchmarkOptions(seed=-1), InputError),
         (lambda: BenchmarkOptions(cold_starts=-1), InputError),
@@ -396,17 +400,12 @@ def test_no_worker_outlives_a_parent_that_is_interrupted_or_killed(
 
 def test_threads_of_a_resting_worker_do_not_spin(tmp_path: Path) -> None:
     model = write(tmp_path / "m.onnx", RELU.replace("3, 4]", "300, 400]"))
-    request = {
-        "do": "open",
-        "model": str(model),
-        "session": {"threads": 2, "spinning": True},
-        "binding": False,
-        "feeds": [["x", "float32", [1, 300, 400]]],
-        "seed": 0,
-    }
+    opening = {"do": "open", "model": str(model), "session": {"threads": 2, "spinning": True}}
+    first_run = {"do": "first run", "binding": False, "feeds": [["x", "float32", [1, 300, 400]]], "seed": 0}
     with Worker("m.onnx") as worker:
         worker.answer("starting")
-        worker.ask("opening", request)
+        worker.ask("opening", opening)
+        worker.ask("opening", first_run)
         for _ in range(5):
             worker.ask("running", {"do": "run", "kind": "single-stream", "runs": 1, "samples": 20, "lead_in_ns": 0})
             worker.rest()

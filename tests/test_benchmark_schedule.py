@@ -12,6 +12,7 @@ from bnfold.benchmarking.schedule import (
     another_launch,
     plan_blocks,
     rounds,
+    waiting_s,
 )
 from bnfold.benchmarking.steadiness import trend
 
@@ -123,3 +124,12 @@ def test_a_noisy_flat_latency_is_steady_with_or_without_outliers(outlier: float)
 
 def test_a_handful_of_runs_says_nothing_about_a_trend() -> None:
     assert trend([9e6, 5e6, 3e6]) is None
+
+
+@pytest.mark.parametrize(
+    ("scenario", "seconds"),
+    [(SINGLE, 0.0), (Scenario(Kind.OFFLINE, streams=4), 0.0), (Scenario(Kind.POISSON, rate=0.1), 2 * 130.0)],
+)
+def test_only_arrivals_take_time_in_which_nothing_runs(scenario: Scenario, seconds: float) -> None:
+    (plan,) = plan_blocks([1e9], [scenario], tick_ns=40)
+    assert waiting_s(plan, scenario) == seconds

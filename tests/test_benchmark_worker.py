@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from benchmark_models import FAILS_SOMETIMES, RELU, processor_ns, write
+from benchmark_models import FAILS_SOMETIMES, RELU, processor_ns, running, write
 
 from bnfold.benchmarking.process import Worker
 from bnfold.benchmarking.runner import Runner
@@ -23,15 +23,12 @@ from bnfold.session import create_session
 WIDE = RELU.replace("3, 4]", "300, 400]")
 
 
-def opened(model: Path, shape: tuple[int, ...], **settings: Any) -> dict[str, Any]:
-    return {
-        "do": "open",
-        "model": str(model),
-        "session": {"threads": 2, **settings},
-        "binding": False,
-        "feeds": [["x", "float32", list(shape)]],
-        "seed": 0,
-    }
+def opening(model: Path) -> dict[str, Any]:
+    return {"do": "open", "model": str(model), "session": {"threads": 2}}
+
+
+def first_run(shape: tuple[int, ...], *, binding: bool = False) -> dict[str, Any]:
+    return {"do": "first run", "binding": binding, "feeds": [["x", "float32", list(shape)]], "seed": 0}
 
 
 def block(samples: int, **more: Any) -> dict[str, Any]:
@@ -46,7 +43,8 @@ def pair(tmp_path: Path) -> Iterator[list[Worker]]:
         workers = [stack.enter_context(Worker(name)) for name in ("first.onnx", "second.onnx")]
         for worker in workers:
             worker.answer("starting")
-            worker.ask("opening", opened(model, (4, 300, 400)))
+            worker.ask("opening", opening(model))
+            worker.ask("opening", first_run((4, 300, 400)))
         yield workers
 
 
@@ -84,10 +82,43 @@ def test_a_process_killed_between_its_blocks_is_named(resting: bool, pair: list[
     second.ask("being measured", block(1))
 
 
+@pytest.mark.parametrize("doing", ["creating its session", "being measured"])
+def test_a_process_that_does_not_answer_is_ended_and_named(doing: str, tmp_path: Path) -> None:
+    with Worker("m.onnx", timeout=20) as worker:
+        worker.answer("starting")
+        if doing == "creating its session":
+            os.mkfifo(tmp_path / "m.onnx")  # nobody writes it: the session waits for its file
+            request = opening(tmp_path / "m.onnx")
+        else:
+            worker.ask("opening", opening(write(tmp_path / "m.onnx")))
+            worker.ask("opening", first_run((1, 3, 4)))
+            os.kill(worker.pid, signal.SIGSTOP)
+            request = block(1)
+        worker._timeout = 0.2
+        with pytest.raises(WorkerError, match=rf"m\.onnx gave no answer within 0\.2 s while {doing}, .* --timeout"):
+            worker.ask(doing, request)
+    assert running([worker.pid]) == []
+
+
+def test_time_spent_waiting_for_arrivals_is_not_counted(tmp_path: Path) -> None:
+    with Worker("m.onnx", timeout=20) as worker:
+        worker.answer("starting")
+        worker.ask("opening", opening(write(tmp_path / "m.onnx")))
+        worker.ask("opening", first_run((1, 3, 4)))
+        worker._timeout = 0.01
+        request = block(1, kind="poisson", rate=20.0, seed=[1], lead_in=9)
+        assert len(worker.ask("being measured", request, idle=60)["samples_ns"]) == 1
+
+
+def test_an_answer_longer_than_a_pipe_arrives_whole(pair: list[Worker]) -> None:
+    assert len(pair[0].ask("running", block(50_000, runs=0))["samples_ns"]) == 50_000
+
+
 def test_a_model_that_fails_halfway_is_named_with_the_reason(tmp_path: Path) -> None:
     with Worker("fails.onnx") as worker:
         worker.answer("starting")
-        worker.ask("opening", opened(write(tmp_path / "fails.onnx", FAILS_SOMETIMES), (1, 3, 4)))
+        worker.ask("opening", opening(write(tmp_path / "fails.onnx", FAILS_SOMETIMES)))
+        worker.ask("opening", first_run((1, 3, 4)))
         with pytest.raises(ModelError, match=r"fails\.onnx: ONNX Runtime failed while running the model: .*Gather"):
             worker.ask("being measured", block(10_000))
 
@@ -100,10 +131,8 @@ def test_a_model_that_fails_halfway_is_named_with_the_reason(tmp_path: Path) -> 
 def test_every_scenario_runs_plain_and_bound(request_: dict[str, Any], binding: bool, tmp_path: Path) -> None:
     with Worker("m.onnx") as worker:
         worker.answer("starting")
-        opening = opened(write(tmp_path / "m.onnx"), (2, 3, 4)) | {"binding": binding}
-        times = worker.ask("opening", opening)
-        assert times["creation_ns"] > 0
-        assert times["first_run_ns"] > 0
+        assert worker.ask("opening", opening(write(tmp_path / "m.onnx")))["creation_ns"] > 0
+        assert worker.ask("opening", first_run((2, 3, 4), binding=binding))["first_run_ns"] > 0
         answer = worker.ask("running", request_)
         assert len(answer["samples_ns"]) == 3
         assert all(sample > 0 for sample in answer["samples_ns"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -41,6 +42,7 @@ class Group:
         feeds: the inputs that all of them take.
         input_seed: what the inputs' numbers are drawn from.
         has_control: whether the first one runs in a second process too.
+        timeout: the longest to wait for an answer of a process, in seconds.
     """
 
     title: str
@@ -49,6 +51,7 @@ class Group:
     feeds: tuple[Feed, ...]
     input_seed: int
     has_control: bool
+    timeout: float = math.inf
 
     @property
     def processes(self) -> tuple[Candidate, ...]:
@@ -78,6 +81,7 @@ def plan_groups(subjects: Sequence[Subject], options: BenchmarkOptions) -> tuple
             feeds=settle_shapes(specs, candidates[0].setting.batch, options.input_shapes),
             input_seed=options.seed,
             has_control=options.control and len(candidates) > 1,
+            timeout=options.timeout_for(len(candidates)),
         )
         for title, compare, candidates in _compositions(subjects, options)
     )

@@ -124,22 +124,20 @@ class _Crew:
             order: of the processes.
             openings: what each of them opens, if not its candidate's model as it is.
         """
-        opened: dict[int, dict[str, int]] = {}
+        records: dict[int, ProcessRecord] = {}
         for index in order:
             with self.turn(index) as worker:
                 candidate = self.group.processes[index]
                 opening = openings[index] if openings else Opening(candidate.subject.path)
-                request = _open_request(self.group, candidate, opening)
-                opened[index] = worker.ask("creating its session and running it once", request)
-        return tuple(
-            ProcessRecord(
-                creation_s=opened[index]["creation_ns"] / 1e9,
-                first_run_s=opened[index]["first_run_ns"] / 1e9,
-                idle_bytes=idle,
-                peak_bytes=0,
-            )
-            for index, idle in enumerate(self._idle_bytes)
-        )
+                created = worker.ask("creating its session", _open_request(candidate, opening))
+                ran = worker.ask("running for the first time", _first_run_request(self.group, candidate))
+                records[index] = ProcessRecord(
+                    creation_s=created["creation_ns"] / 1e9,
+                    first_run_s=ran["first_run_ns"] / 1e9,
+                    idle_bytes=self._idle_bytes[index],
+                    peak_bytes=0,
+                )
+        return tuple(records[index] for index in range(len(self.workers)))
 
     def with_memory(self, records: Sequence[ProcessRecord]) -> tuple[ProcessRecord, ...]:
         """The records with the most memory that each process has held."""
@@ -153,7 +151,7 @@ def crew(group: Group) -> Iterator[_Crew]:
     """Start a process for each of the group; all are gone afterwards."""
     with ExitStack() as stack:
         # All start at once, and none is timed before all have imported what they need.
-        workers = [stack.enter_context(Worker(candidate.name)) for candidate in group.processes]
+        workers = [stack.enter_context(Worker(candidate.name, group.timeout)) for candidate in group.processes]
         yield _Crew(group, workers)
 
 
@@ -173,7 +171,7 @@ def launch(group: Group, seconds: float, seed: Sequence[int]) -> LaunchRecord:
         ModelError: a model cannot be loaded or run.
         ProviderError: the provider is not there or cannot run.
         MissingExtraError: onnxruntime is not installed.
-        WorkerError: a process failed or was killed.
+        WorkerError: a process failed, was killed, or did not answer in time.
     """
     started = time.monotonic()
     orders = schedule.rounds(len(group.processes), seed)
@@ -217,11 +215,14 @@ def _with_blocks(
     )
 
 
-def _open_request(group: Group, candidate: Candidate, opening: Opening) -> dict[str, Any]:
+def _open_request(candidate: Candidate, opening: Opening) -> dict[str, Any]:
+    session = replace(candidate.setting.session_options(), profile=opening.profile)
+    return {"do": "open", "model": str(opening.model), "session": asdict(session)}
+
+
+def _first_run_request(group: Group, candidate: Candidate) -> dict[str, Any]:
     return {
-        "do": "open",
-        "model": str(opening.model),
-        "session": asdict(replace(candidate.setting.session_options(), profile=opening.profile)),
+        "do": "first run",
         "binding": candidate.setting.binding,
         "feeds": [[feed.name, feed.dtype, list(feed.shape)] for feed in group.feeds],
         "seed": group.input_seed,
@@ -275,7 +276,7 @@ def _block(worker: Worker, candidate: Candidate, plan: schedule.BlockPlan, seed:
         "lead_in": plan.lead_in,
         "lead_in_ns": schedule.LEAD_IN_NS,
     }
-    answer = worker.ask("being measured", request)
+    answer = worker.ask("being measured", request, schedule.waiting_s(plan, scenario))
     return _Block(
         tuple(round(total / plan.runs) for total in answer["samples_ns"]),
         answer.get("busy_ns", 0),

@@ -14,6 +14,9 @@ from bnfold.session import LEVELS, SessionOptions, provider_name
 #: Seconds that each candidate of a comparison gets, unless ``seconds`` says otherwise.
 SECONDS_PER_CANDIDATE = 5.0
 
+#: The longest to wait for an answer, in seconds, beside the time of the comparison: large models take long to load.
+PATIENCE = 120.0
+
 
 class Compare(StrEnum):
     """What is held against what."""
@@ -138,6 +141,9 @@ class BenchmarkOptions:
         input_shapes: the shape to use for an input, by name, where the model leaves dimensions open.
         control: run the first candidate in a second process as well; what those two differ by is noise, and no
             difference below it is reported.
+        timeout: the longest to wait for one answer of a candidate's process, in seconds: for its session, its first
+            run, a stretch of its warm-up, a block; None for :data:`PATIENCE` and the time of the comparison. Time that
+            the Poisson scenario spends waiting for arrivals comes on top of it.
         profile: whether to tell what time each op and each fold took, by ONNX Runtime's own profile.
 
     Raises:
@@ -161,6 +167,7 @@ class BenchmarkOptions:
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     control: bool = True
     profile: bool = False
+    timeout: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("providers", "threads", "levels", "spinnings", "bindings", "cuda_graphs", "scenarios"):
@@ -177,6 +184,8 @@ class BenchmarkOptions:
             raise OptionError("a thread count is at least 0, which leaves the choice to ONNX Runtime")
         if self.seconds is not None and not 0 < self.seconds < float("inf"):
             raise OptionError("the time of a benchmark is a positive number of seconds")
+        if self.timeout is not None and not 0 < self.timeout < float("inf"):
+            raise OptionError("the longest wait for an answer is a positive number of seconds")
         if self.launches < 2:
             raise OptionError("a benchmark needs at least 2 launches, to see how much launches differ")
         if self.cold_starts < 0:
@@ -207,6 +216,10 @@ class BenchmarkOptions:
         """The time that one comparison of so many candidates gets, in seconds."""
         return SECONDS_PER_CANDIDATE * candidates if self.seconds is None else self.seconds
 
+    def timeout_for(self, candidates: int) -> float:
+        """The longest to wait for an answer in a comparison of so many candidates, in seconds."""
+        return PATIENCE + self.seconds_for(candidates) if self.timeout is None else self.timeout
+
     def to_json(self) -> dict[str, object]:
         """The options as plain data."""
         return {
@@ -226,6 +239,7 @@ class BenchmarkOptions:
             "input_shapes": {name: list(shape) for name, shape in self.input_shapes.items()},
             "control": self.control,
             "profile": self.profile,
+            "timeout": self.timeout,
         }
 
 

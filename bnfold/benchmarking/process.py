@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -30,6 +32,9 @@ _REPORTABLE = {
     )
 }
 
+#: The longest single wait for an answer, in seconds; others follow. The system counts milliseconds in an int.
+_WAIT = 3600.0
+
 #: The longest wait for a process' threads to stop, in seconds; left to spin, they take about 0.05.
 _QUIET_LIMIT = 0.25
 
@@ -46,10 +51,12 @@ class Worker:
 
     Args:
         label: what to call the candidate in an error.
+        timeout: the longest to wait for an answer, in seconds; a process that takes longer is killed.
     """
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, timeout: float = math.inf) -> None:
         self.label = label
+        self._timeout = timeout
         self._resting = False
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         self._process = subprocess.Popen(
@@ -57,7 +64,6 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            encoding="utf-8",
             # Away from the terminal's Ctrl-C, which is for the parent to act on.
             process_group=0,
             # numpy only makes the inputs: its own thread pool would be so many idle threads.
@@ -85,38 +91,63 @@ class Worker:
                 stream.close()
         self._log.close()
 
-    def ask(self, doing: str, request: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, doing: str, request: dict[str, Any], idle: float = 0.0) -> dict[str, Any]:
         """Send a request, waking the process if it rests, and return the answer.
 
         Args:
             doing: what the worker is asked to do, in words, for an error: "creating its session".
             request: see :mod:`bnfold.benchmarking.worker`.
+            idle: how much of its time it may spend waiting, in seconds, which counts for no timeout.
 
         Raises:
             BnfoldError: what the worker reported; its message names the candidate.
-            WorkerError: the process failed or was killed.
+            WorkerError: the process failed, was killed, or did not answer in time.
         """
         assert self._process.stdin is not None
         if self._resting:
             self._process.send_signal(signal.SIGCONT)
             self._resting = False
         try:
-            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._death(doing) from None
-        return self.answer(doing)
+        return self.answer(doing, idle)
 
-    def answer(self, doing: str) -> dict[str, Any]:
+    def answer(self, doing: str, idle: float = 0.0) -> dict[str, Any]:
         """Wait for the next answer; raises as :meth:`ask` does."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line.endswith("\n"):
+        line = self._line(time.monotonic() + self._timeout + idle)
+        if line is None:
+            self._process.kill()
+            raise WorkerError(
+                f"{self.label} gave no answer within {self._timeout + idle:.4g} s while {doing}, and its process was "
+                "ended; allow more with --timeout, if it is only slow"
+            )
+        if not line.endswith(b"\n"):
             raise self._death(doing)
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise self._reported(answer)
         return answer
+
+    def _line(self, deadline: float) -> bytes | None:
+        """What the process writes up to a line's end, or up to its own; None if the deadline passes before."""
+        assert self._process.stdout is not None
+        output = self._process.stdout.fileno()
+        poll = select.poll()
+        poll.register(output, select.POLLIN)
+        pieces: list[bytes] = []
+        while not (pieces and pieces[-1].endswith(b"\n")):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return None
+            if not poll.poll(math.ceil(1000 * min(left, _WAIT))):
+                continue
+            piece = os.read(output, 1 << 16)
+            if not piece:
+                break
+            pieces.append(piece)
+        return b"".join(pieces)
 
     def _reported(self, answer: dict[str, Any]) -> BnfoldError:
         message = str(answer["message"])

@@ -65,7 +65,7 @@ def benchmark(
             read or has nothing in common with this one.
         ProviderError: a provider is unknown, not there, or cannot run.
         MissingExtraError: onnxruntime is not installed.
-        WorkerError: a process failed or was killed.
+        WorkerError: a process failed, was killed, or did not answer in time.
     """
     options = options or BenchmarkOptions()
     if not models:

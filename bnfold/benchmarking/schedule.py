@@ -110,6 +110,11 @@ def _plan_block(latency_ns: float, scenario: Scenario, runs: int) -> BlockPlan:
             return BlockPlan(runs, max(1, round(BLOCK_NS / (runs * latency_ns))))
 
 
+def waiting_s(plan: BlockPlan, scenario: Scenario) -> float:
+    """The time that a block may take because of when its requests arrive, in seconds: twice its mean."""
+    return 2 * (plan.lead_in + plan.samples) / scenario.rate if scenario.rate else 0.0
+
+
 def another_launch(done: int, wanted: int, spent_s: float, longest_s: float, budget_s: float) -> bool:
     """Whether to launch again.
 

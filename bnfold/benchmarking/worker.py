@@ -3,8 +3,10 @@
 ::
 
     → (start)                              ← {"tick_ns": …, "onnxruntime": "…", "idle_bytes": …}
-    → {"do": "open", "model": …, "session": {…}, "binding": …, "feeds": [[name, dtype, shape], …], "seed": …}
-                                           ← {"creation_ns": …, "first_run_ns": …}
+    → {"do": "open", "model": …, "session": {…}}
+                                           ← {"creation_ns": …}
+    → {"do": "first run", "binding": …, "feeds": [[name, dtype, shape], …], "seed": …}
+                                           ← {"first_run_ns": …}
     → {"do": "run", "kind": "single-stream", "runs": k, "samples": n, "lead_in_ns": t}
                                            ← {"samples_ns": [total of k runs, …]}
     → {"do": "run", "kind": "offline", "streams": s, …the same}
@@ -30,7 +32,7 @@ import json
 import os
 import resource
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter_ns
@@ -47,6 +49,15 @@ from bnfold.extras import require
 from bnfold.session import SessionOptions, create_session
 
 Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A session that has not run yet, and what it was made of."""
+
+    model: str
+    options: SessionOptions
+    session: Any
 
 
 class Candidate:
@@ -89,25 +100,29 @@ class Candidate:
             file.unlink(missing_ok=True)
 
 
-def open_candidate(request: Message) -> tuple[Candidate, Message]:
-    """Create the session cold, make its inputs, run it for the first time; creation and run are timed."""
+def open_session(request: Message) -> tuple[Opened, Message]:
+    """Create the session cold; the time that it takes is told."""
     options = SessionOptions(**request["session"])
     started = perf_counter_ns()
     session = create_session(request["model"], options)
     creation = perf_counter_ns() - started
+    return Opened(request["model"], options, session), {"creation_ns": creation}
+
+
+def run_first(opened: Opened, request: Message) -> tuple[Candidate, Message]:
+    """Make inputs and run the session for the first time; what that run takes is told."""
+    session, options = opened.session, opened.options
     feeds = [Feed(name, dtype, tuple(shape)) for name, dtype, shape in request["feeds"]]
     inputs = random_inputs(feeds, request["seed"])
     binding = request["binding"]
-    shapes = (
-        _output_shapes(request["model"], options, inputs) if "enable_cuda_graph" in options.provider_options else {}
-    )
+    shapes = _output_shapes(opened.model, options, inputs) if "enable_cuda_graph" in options.provider_options else {}
     runner = Runner(session, inputs, provider=options.provider, binding=binding, output_shapes=shapes)
     with runner.failures_named():
         started = perf_counter_ns()
         runner.run()
         first_run = perf_counter_ns() - started
         runner.keep_outputs()
-    return Candidate(session, runner), {"creation_ns": creation, "first_run_ns": first_run}
+    return Candidate(session, runner), {"first_run_ns": first_run}
 
 
 def _output_shapes(model: str, options: SessionOptions, inputs: Arrays) -> dict[str, tuple[int, ...]]:
@@ -145,6 +160,7 @@ def greet() -> Message:
 
 def serve(requests: TextIO, answers: TextIO) -> None:
     """Answer requests until there are no more."""
+    opened: Opened | None = None
     candidate: Candidate | None = None
     gc.freeze()
     for line in requests:
@@ -152,14 +168,17 @@ def serve(requests: TextIO, answers: TextIO) -> None:
         try:
             match request["do"]:
                 case "open":
-                    candidate, answer = open_candidate(request)
+                    opened, answer = open_session(request)
+                case "first run":
+                    assert opened is not None, "first run before open"
+                    candidate, answer = run_first(opened, request)
                 case "run":
-                    assert candidate is not None, "run before open"
+                    assert candidate is not None, "run before first run"
                     answer = candidate.block(request)
                 case "memory":
                     answer = {"peak_bytes": peak_memory()}
                 case "profile":
-                    assert candidate is not None, "profile before open"
+                    assert candidate is not None, "profile before first run"
                     answer = candidate.profile()
                 case unknown:
                     raise AssertionError(f"unknown request {unknown!r}")
