@@ -76,7 +76,8 @@ def scored_by_actors(model: StrPath, data: str, job: Job, first: int) -> Generat
             raise WorkerError(f"Ray failed: {one_line(error)}") from error
         finally:
             if started:
-                ray.shutdown()
+                with redirect_stdout(io.StringIO()):  # this thread prints there what Ray's threads held back
+                    ray.shutdown()
 
 
 class _OfThisThread(io.TextIOBase):

@@ -192,6 +192,20 @@ def workers_of(parent: int) -> list[int]:
     return [actor for actor in actors if below(actor)]
 
 
+#: The program, which brings every batch to the disk, with a Ray that has held a line back until it ends, as it does when
+#: it says the same of two tasks.
+EVERY_BATCH = """
+import sys
+import ray
+from bnfold.cli.main import main
+from bnfold.prediction import partial_output
+partial_output._COMMIT_SECONDS = 0.0
+shutdown = ray.shutdown
+ray.shutdown = lambda: (print("Task failed [repeated 2x]"), shutdown())
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_killed_actor_loses_nothing(tmp_path: Path) -> None:
     """The real program, quiet on both streams; one of its actors gets SIGKILL while rows are being made."""
     model = classifier(tmp_path / "model.onnx", slow=True)
@@ -199,11 +213,7 @@ def test_killed_actor_loses_nothing(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", x=random.random((SAMPLES * 3, 3, 16, 16)).astype(np.float32))
     arguments = ["predict", str(model), str(tmp_path / "data.npz"), "--batch", "4", "--threads", "1", "--logits"]
     out = tmp_path / "ray.csv"
-    program = (
-        "import sys; from bnfold.prediction import partial_output; partial_output._COMMIT_SECONDS = 0.0;"
-        "from bnfold.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-P", "-c", program, *arguments, "--engine", "ray", "--out", str(out)]
+    command = [sys.executable, "-P", "-c", EVERY_BATCH, *arguments, "--engine", "ray", "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def rows() -> int:
