@@ -88,6 +88,7 @@ def infer_shapes(model: ir.Model) -> ShapeTable:
     """
     proto, weights = outline_of(model)
     _leave_types_only(proto, weights)
+    _let_reshape_heed_computed_shapes(proto)
     # Where it fails as a whole, it has found nothing.
     with suppress(onnx.shape_inference.InferenceError, RuntimeError, ValueError, EncodeError, DecodeError):
         proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
@@ -139,6 +140,18 @@ def _leave_types_only(proto: onnx.ModelProto, weights: Weights) -> None:
         for output in graph.output:  # it must say what it is, but not in which shape
             if output.name in computed and output.type.HasField("tensor_type"):
                 output.type.tensor_type.ClearField("shape")
+
+
+def _let_reshape_heed_computed_shapes(proto: onnx.ModelProto) -> None:
+    """Take opset 13 for 14: there alone the inference propagates what a shape is computed from, and ignores the result.
+
+    What else changed with 14 changed no op's shapes: types that arithmetic takes, Reshape's ``allowzero``, the
+    ``layout`` of recurrent ops, which are off unless set, and what BatchNormalization gives in training.
+    """
+    for holder in (proto, *proto.functions):
+        for opset in holder.opset_import:
+            if opset.domain in ("", "ai.onnx") and opset.version == 13:
+                opset.version = 14
 
 
 def _forget_elements(kind: onnx.TypeProto) -> None:

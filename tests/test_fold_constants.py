@@ -92,6 +92,17 @@ def test_known_part_of_a_dynamic_shape_is_a_constant() -> None:
     assert ops(model) == {"Shape": 1, "Slice": 1, "Reshape": 2, "ReduceSum": 1}
 
 
+@pytest.mark.parametrize("opset", [13, 14, 17])
+def test_reshape_to_a_computed_shape_is_crossed(opset: int) -> None:
+    text = (
+        "g (double[N,3,4,4] x) => (double[N,5,M] y) { c = Conv(x, w) s = Shape(c) t = Slice(s, zero, two)"
+        " u = Concat<axis=0>(t, rest) r = Reshape(c, u) y = BatchNormalization(r, scale, bias, mean, var) }"
+    )
+    arrays = norm(5) | constants(w=(5, 3, 3, 3)) | {"zero": np.array([0]), "two": np.array([2]), "rest": np.array([-1])}
+    model, _ = folded(model_of(text, arrays, opset=opset))
+    assert ops(model) == {"Conv": 1, "Shape": 1, "Slice": 1, "Concat": 1, "Reshape": 1}
+
+
 def test_integers_that_inference_does_not_compute_become_an_initializer() -> None:
     text = "g (double[2,3,4] x) => (double[2,12] y) { k = Mod(a, b) t = Concat<axis=0>(two, k) y = Reshape(x, t) }"
     arrays = {"a": np.array([-1]), "b": np.array([13]), "two": np.array([2])}
