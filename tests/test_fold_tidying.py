@@ -24,6 +24,13 @@ GOES = [
     ("slice of all, by length", IMAGE, "a = Slice(x, zero, three, one) y = Tanh(a)", {"Tanh": 1}),
     ("slice of all, to the end", IMAGE, "a = Slice(x, zero, end, zero, one) y = Tanh(a)", {"Tanh": 1}),
     ("expand to the same", "g (double[2,3] x) => (double[2,3] y)", "a = Expand(x, sizes) y = Tanh(a)", {"Tanh": 1}),
+    ("pad by nothing", IMAGE, "a = Pad(x, none) y = Tanh(a)", {"Tanh": 1}),
+    ("pad by nothing, of what the edges hold", IMAGE, 'a = Pad<mode="edge">(x, none) y = Tanh(a)', {"Tanh": 1}),
+    ("tile once", IMAGE, "a = Tile(x, once) y = Tanh(a)", {"Tanh": 1}),
+    ("transpose to the same order", IMAGE, "a = Transpose<perm=[0,1,2,3]>(x) y = Tanh(a)", {"Tanh": 1}),
+    ("average of one", IMAGE, "a = AveragePool<kernel_shape=[1,1]>(x) y = Tanh(a)", {"Tanh": 1}),
+    ("average of one, all said", IMAGE, 'a = AveragePool<kernel_shape=[1,1], strides=[1,1], auto_pad="SAME_UPPER", ceil_mode=1, count_include_pad=1>(x) y = Tanh(a)', {"Tanh": 1}),
+    ("largest of one", IMAGE, "a = MaxPool<kernel_shape=[1,1], strides=[1,1], pads=[0,0,0,0]>(x) y = Tanh(a)", {"Tanh": 1}),
     ("in a row", IMAGE, "a = Identity(x) b = Dropout(a) c = Identity(b) y = Tanh(c)", {"Tanh": 1}),
     ("list of pieces", IMAGE, "s = SplitToSequence<axis=1>(x, parts) a = SequenceAt(s, i0) b = SequenceAt(s, i1) y = Concat<axis=1>(b, a)", {"Split": 1, "Concat": 1}),
     ("list of pieces, one left out", "g (double[N,3,4,4] x) => (double[N,C,4,4] y)", "s = SplitToSequence<axis=1>(x, parts) a = SequenceAt(s, ilast) y = Tanh(a)", {"Split": 1, "Tanh": 1}),
@@ -44,6 +51,15 @@ STAYS = [
     ("slice backwards", IMAGE, "a = Slice(x, last, before, one, last) y = Tanh(a)"),
     ("slice of every second", "g (double[N,3,4,4] x) => (double[N,2,4,4] y)", "a = Slice(x, zero, end, one, two1) y = Tanh(a)"),
     ("slice to a length that is not known", IMAGE, "a = Slice(x, zero, three, zero) y = Tanh(a)"),
+    ("pad and cut", IMAGE, "a = Pad(x, shifted) y = Tanh(a)"),
+    ("pad by what is computed", "g (double[N,3,4,4] x, int64[8] p) => (double[N,3,4,4] y)", "a = Pad(x, p) y = Tanh(a)"),
+    ("tile", "g (double[N,3,4,4] x) => (double[N,6,4,4] y)", "a = Tile(x, twice) y = Tanh(a)"),
+    ("transpose of what is square", IMAGE, "a = Transpose<perm=[0,1,3,2]>(x) y = Tanh(a)"),
+    ("transpose without an order", "g (double[4,4] x) => (double[4,4] y)", "a = Transpose(x) y = Tanh(a)"),
+    ("average of every second", "g (double[N,3,4,4] x) => (double[N,3,2,2] y)", "a = AveragePool<kernel_shape=[1,1], strides=[2,2]>(x) y = Tanh(a)"),
+    ("average of one, padded", "g (double[N,3,4,4] x) => (double[N,3,6,6] y)", "a = AveragePool<kernel_shape=[1,1], pads=[1,1,1,1], count_include_pad=1>(x) y = Tanh(a)"),
+    ("average along one axis", IMAGE.replace("4,4] y", "4,3] y"), "a = AveragePool<kernel_shape=[1,2]>(x) y = Tanh(a)"),
+    ("largest of one whose place is read", "g (double[N,3,4,4] x) => (double[N,3,4,4] y, int64[N,3,4,4] i)", "a, i = MaxPool<kernel_shape=[1,1]>(x) y = Tanh(a)"),
     ("expand", "g (double[1,3] x) => (double[2,3] y)", "a = Expand(x, sizes) y = Tanh(a)"),
     ("list that is an output", "g (double[N,3,4,4] x) => (double[N,C,4,4] y, seq(double[N,C,4,4]) s)", "s = SplitToSequence<axis=1>(x, parts) y = SequenceAt(s, i0)"),
     ("list at a position that is computed", "g (double[N,3,4,4] x, int64 p) => (double[N,C,4,4] y)", "s = SplitToSequence<axis=1>(x, parts) y = SequenceAt(s, p)"),
@@ -58,6 +74,7 @@ ARRAYS: dict[str, np.ndarray] = {
     "zero": np.array([0]), "one": np.array([1]), "two1": np.array([2]), "three": np.array([3]), "four": np.array([4]),
     "end": np.array([2**63 - 1]), "last": np.array([-1]), "before": np.array([-(2**63)]), "sizes": np.array([2, 3]),
     "parts": np.array([1, 2]), "two": np.array(2), "i0": np.array(0), "i1": np.array(1), "ilast": np.array(-1), "many": np.array([24]),
+    "none": np.zeros(8, np.int64), "shifted": np.array([0, 0, 1, 0, 0, 0, -1, 0]), "once": np.ones(4, np.int64), "twice": np.array([1, 2, 1, 1]),
     "cube": np.array([-1, 2, 12]), "flat": np.array([-1, 8]), "copy": np.array([0, -1]),
 }  # fmt: skip
 
@@ -65,6 +82,34 @@ ARRAYS: dict[str, np.ndarray] = {
 def model(head: str, body: str) -> ir.Model:
     read = {n: a for n, a in ARRAYS.items() if any(f"{mark}{n}{end}" in body for mark in " (" for end in ",)")}
     return model_of(f"{head} {{ {body} }}", read, opset=18)
+
+
+@pytest.mark.parametrize(
+    ("opset", "body"),
+    [
+        (9, "a = Slice<starts=[0,0], ends=[3,2147483647], axes=[1,0]>(x) y = Tanh(a)"),
+        (9, "a = Slice<starts=[0], ends=[9223372036854775807]>(x) y = Tanh(a)"),
+        (9, "a = Pad<pads=[0,0,0,0,0,0,0,0]>(x) y = Tanh(a)"),
+        (9, "a = AveragePool<kernel_shape=[1,1]>(x) y = Tanh(a)"),
+    ],
+)
+def test_op_of_an_old_operator_set_that_computes_nothing_goes(opset: int, body: str) -> None:
+    after, _ = folded(model_of(f"{IMAGE} {{ {body} }}", {}, opset=opset), tidy=True)
+    assert ops(after) == {"Tanh": 1}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "a = Slice<starts=[1], ends=[3], axes=[1]>(x) y = Tanh(a)",
+        "a = Slice<starts=[0], ends=[-1], axes=[1]>(x) y = Tanh(a)",
+        "a = Pad<pads=[0,0,0,1,0,0,0,0]>(x) y = Tanh(a)",
+    ],
+)
+def test_op_of_an_old_operator_set_that_computes_something_stays(body: str) -> None:
+    before = model_of(f"{IMAGE.replace('3,4,4] y', 'C,H,W] y')} {{ {body} }}", {}, opset=9)
+    after, _ = folded(before, tidy=True)
+    assert ops(after) == ops(before)
 
 
 @pytest.mark.parametrize(("head", "body", "left"), [row[1:] for row in GOES], ids=[row[0] for row in GOES])

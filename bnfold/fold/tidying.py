@@ -1,7 +1,7 @@
 """Ops that exporters leave behind and that compute nothing, taken away before anything folds.
 
-1. An Identity, a Dropout as inference runs it, a Cast to the type that is there, a Slice of everything, an Expand to
-   the shape that is there, and a Concat, Sum, Max, Min or Mean of one value.
+1. What gives what it reads (:mod:`bnfold.fold.noops`): an Identity, a Dropout as inference runs it, a Cast to the type
+   that is there, a Slice of everything, a Pad by nothing, a pooling of windows of one element, a Concat of one value.
 2. A list of pieces from which each is taken out again: SplitToSequence and SequenceAt are a Split.
 3. Sizes for a Reshape of which one is computed while the model runs: it is -1, and what computed it goes.
 4. A Reshape, Flatten, Squeeze or Unsqueeze before a Reshape that would do alone.
@@ -9,22 +9,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from bnfold.affine import ChannelAffine
-from bnfold.fold.absorb import Pending
-from bnfold.fold.commute import RULES
-from bnfold.fold.plan import view_of
-from bnfold.fold.report import Refusal
+from bnfold.fold.noops import integers, is_noop
 from bnfold.fold.sites import Selection
 from bnfold.graph import ModelGraph, in_default_domain, input_of
-
-#: Bounds of a Slice from here on mean "to the end": exporters write the largest integer of some type.
-_TO_THE_END = 2**31 - 1
 
 #: Ops that give the same elements in the same order another shape.
 _RELAYOUTS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -44,7 +36,7 @@ def take_idle_ops_away(graph: ModelGraph, selected: Selection) -> bool:
     for node in list(graph.nodes()):
         if node.graph is None or not in_default_domain(node) or not selected(node):
             continue
-        if _is_noop(node, graph):
+        if is_noop(node, graph):
             changed |= _take_away(node, graph)
         elif node.op_type == "SplitToSequence":
             changed |= _split_at_once(node, graph, selected)
@@ -55,77 +47,6 @@ def take_idle_ops_away(graph: ModelGraph, selected: Selection) -> bool:
 
 
 # 1. No-ops
-
-
-def _is_noop(node: ir.Node, graph: ModelGraph) -> bool:
-    test = _NOOPS.get(node.op_type)
-    return test is not None and node.inputs[0] is not None and test(node, graph)
-
-
-def _drops_nothing(node: ir.Node, graph: ModelGraph) -> bool:
-    """Whether a Dropout runs as in inference, and nobody reads its mask."""
-    if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
-        return False
-    view = view_of(node, graph, Pending())
-    return not isinstance(RULES["Dropout"].backward(view, 0, ChannelAffine.identity()), Refusal)
-
-
-def _has_one_input(node: ir.Node, _graph: ModelGraph) -> bool:
-    return len(node.inputs) == 1
-
-
-def _keeps_type(node: ir.Node, graph: ModelGraph) -> bool:
-    before, after = graph.shapes.dtype(input_of(node, 0)), graph.shapes.dtype(node.outputs[0])
-    is_constant = graph.constants.array(node.outputs[0]) is not None  # which is written out as a whole
-    return before is not None and before is after and not is_constant
-
-
-def _keeps_shape(node: ir.Node, graph: ModelGraph) -> bool:
-    before, after = graph.shapes.inferred(input_of(node, 0)), graph.shapes.inferred(node.outputs[0])
-    return before is not None and before == after and all(isinstance(dim, int) for dim in before)
-
-
-def _keeps_all(node: ir.Node, graph: ModelGraph) -> bool:
-    """Whether a Slice goes from the first to the last along each of its axes."""
-    if len(node.inputs) < 3:  # operator sets before 10 have attributes
-        return False
-    starts, ends, axes, steps = (_integers(node, index, graph) for index in (1, 2, 3, 4))
-    if starts is None or ends is None or axes is None or steps is None:
-        return False
-    places = axes if axes.size else np.arange(ends.size)
-    if not starts.size == ends.size == places.size or starts.any() or (steps != 1).any():
-        return False
-    shape = graph.shapes.inferred(input_of(node, 0))
-    return all(end >= _TO_THE_END or _reaches(end, axis, shape) for end, axis in zip(ends, places, strict=True))
-
-
-def _reaches(end: int, axis: int, shape: tuple[int | str | None, ...] | None) -> bool:
-    length = shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else None
-    return isinstance(length, int) and end >= length
-
-
-def _integers(node: ir.Node, index: int, graph: ModelGraph) -> NDArray[np.int64] | None:
-    """A constant input as a vector; an empty one where it is left out, None where it is none of integers."""
-    value = node.inputs[index] if index < len(node.inputs) else None
-    if value is None:
-        return np.empty(0, np.int64)
-    array = graph.constants.array(value)
-    return None if array is None or array.dtype.kind not in "iu" else array.reshape(-1).astype(np.int64)
-
-
-_NOOPS: Mapping[str, Callable[[ir.Node, ModelGraph], bool]] = {
-    "Identity": _has_one_input,
-    "Dropout": _drops_nothing,
-    "Cast": _keeps_type,
-    "CastLike": _keeps_type,
-    "Slice": _keeps_all,
-    "Expand": _keeps_shape,
-    "Concat": _has_one_input,
-    "Sum": _has_one_input,
-    "Max": _has_one_input,
-    "Min": _has_one_input,
-    "Mean": _has_one_input,
-}
 
 
 def _take_away(node: ir.Node, graph: ModelGraph) -> bool:
@@ -152,7 +73,7 @@ def _split_at_once(node: ir.Node, graph: ModelGraph, selected: Selection) -> boo
     places: dict[ir.Node, int] = {}
     for reader, index in pieces.uses():
         takes_one = reader.op_type == "SequenceAt" and in_default_domain(reader) and reader.graph is node.graph
-        place = _integers(reader, 1, graph) if takes_one else None
+        place = integers(reader, 1, graph) if takes_one else None
         if index != 0 or place is None or place.size != 1 or not selected(reader):
             return False
         if not -len(sizes) <= place[0] < len(sizes):
@@ -224,7 +145,7 @@ def _fix_sizes(node: ir.Node, graph: ModelGraph, selected: Selection) -> bool:
 
 def _reshape_at_once(node: ir.Node, graph: ModelGraph, selected: Selection) -> bool:
     """Let a Reshape to constant sizes read what the op before it reads, if nobody else needs that op."""
-    sizes = _integers(node, 1, graph)
+    sizes = integers(node, 1, graph)
     if sizes is None or not sizes.size or (sizes == 0).any():  # 0 stands for a size of the input
         return False
     changed = False

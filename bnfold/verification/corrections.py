@@ -11,6 +11,7 @@ LRN                                  the sum over channels runs over the batch
 Loop, Scan                           what they collect is joined where it must be stacked; other axes and directions
 Scatter, GlobalLpPool                missing
 NonMaxSuppression                    fails without its optional inputs
+Pad                                  fails where it takes elements away
 AffineGrid                           float32 inside
 ===================================  =================================================================================
 """
@@ -143,6 +144,28 @@ class Upsample(_Resize):
         return result
 
 
+class Pad(OpRun):
+    """Pad, opset 1 on: elements are taken away where a number is negative, then added where one is positive."""
+
+    paddings: Sequence[int]
+    pads: Sequence[int]
+
+    def _run(self, x: Array, *inputs: Array | None, **attributes: Any) -> Outputs:
+        if _opset(self) < 11:  # when all of it was attributes
+            inputs = (np.array(self.paddings if _opset(self) < 2 else self.pads), np.array(getattr(self, "value", 0.0)))
+        given, value, axes = (*inputs, None, None)[:3]
+        pads = [int(pad) for pad in np.ravel(given)]
+        places = range(x.ndim) if axes is None else [int(axis) % x.ndim for axis in np.ravel(axes)]
+        widths, window = [(0, 0)] * x.ndim, [slice(None)] * x.ndim
+        for number, axis in enumerate(places):
+            begin, end = pads[number], pads[number + len(places)]
+            window[axis] = slice(max(-begin, 0), x.shape[axis] - max(-end, 0))
+            widths[axis] = max(begin, 0), max(end, 0)
+        mode = attributes["mode"]
+        settings = {"constant_values": 0 if value is None else value} if mode == "constant" else {}
+        return (np.pad(x[tuple(window)], widths, mode=mode, **settings).astype(x.dtype),)
+
+
 class Scatter(OpRun):
     """The former name of ScatterElements, opset 9 and 10."""
 
@@ -273,6 +296,7 @@ CORRECTIONS: tuple[type[OpRun], ...] = (
     LogSoftmax,
     Loop,
     NonMaxSuppression,
+    Pad,
     Resize,
     Scan,
     Scatter,
