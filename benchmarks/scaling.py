@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import subprocess
 import sys
 import tempfile
@@ -313,7 +314,8 @@ def document(
     whole = sum(profile.values())
     parts = [
         "# Speed and memory",
-        f"Measured by `{command}` on {context.cpu} with {len(context.affinity)} cores, Python {context.python}, "
+        f"Measured by `{command}` on {len(context.affinity)} of {os.cpu_count()} cores of {context.cpu}, "
+        f"Python {context.python}, "
         f"bnfold {context.bnfold}{others}. An interval is the median's, at 95 %.",
         "## Load, fold, check, save",
         f"ResNet-50 with 53 batch norms in one file of {pairs.size / 1e6:.0f} MB. `bnfold.optimize(path, out)` without "

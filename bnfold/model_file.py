@@ -229,6 +229,11 @@ def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
             yield from (tensor for tensor in held or () if isinstance(tensor, ir.ExternalTensor))
 
 
+def files_of(model: ir.Model, path: Path) -> tuple[Path, ...]:
+    """The file that a model was loaded from, then those of its external weights in the order of their names."""
+    return (path, *sorted({path.parent / tensor.location for tensor in external_tensors(model)}))
+
+
 def _initializers(model: ir.Model) -> Iterator[ir.Value]:
     bodies = (graph for function in model.functions.values() for graph in function.subgraphs())
     for graph in (*model.graphs(), *bodies):

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from bnfold.benchmarking.inputs import SUPPORTED, InputSpec
 from bnfold.errors import ModelError
 from bnfold.files import StrPath, sha256_of
-from bnfold.model_file import external_tensors, load_model
+from bnfold.model_file import files_of, load_model
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,7 @@ def labels(paths: Sequence[StrPath]) -> tuple[str, ...]:
 
 def _load(path: Path, label: str) -> Subject:
     model = load_model(path)
-    folder = path.parent
-    files = [path, *sorted({folder / tensor.location for tensor in external_tensors(model)})]
+    files = files_of(model, path)
     return Subject(
         path=path,
         label=label,

@@ -11,6 +11,7 @@ from bnfold.deployment.options import DeployOptions
 from bnfold.deployment.preparation import Prepared
 from bnfold.errors import BnfoldError, ModelError
 from bnfold.files import sha256_of
+from bnfold.model_file import files_of, load_model
 from bnfold.progress import Progress
 from bnfold.session import create_session, run_session
 from bnfold.verification import VerifyOptions, VerifyResult, record_golden, verify, verify_golden
@@ -95,7 +96,8 @@ def _prove(model: Path, golden: Path, options: DeployOptions, progress: Progress
     against_original = digest = None
     if options.original is not None:
         against_original = verify(options.original, model, VerifyOptions(shapes=options.shapes), progress)
-        digest = sha256_of(Path(options.original))
+        original = Path(options.original)
+        digest = sha256_of(*files_of(load_model(original), original))
         if not _holds(against_original):
             return Proofs(None, against_original, digest)
     chosen = VerifyOptions(samples=1, batches=(1, 2), shapes=options.shapes)

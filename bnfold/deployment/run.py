@@ -36,7 +36,7 @@ from bnfold.deployment.triton_config import LABELS_FILE, TritonModel, config_tex
 from bnfold.errors import OutputError
 from bnfold.files import StrPath, sha256_of, write_json
 from bnfold.fold.report import FoldReport
-from bnfold.model_file import load_model
+from bnfold.model_file import files_of, load_model
 from bnfold.optimizer import inspect
 from bnfold.prediction.preprocessing import Preprocessing, write_sidecar
 from bnfold.progress import Progress, silent
@@ -143,7 +143,7 @@ class _Draft:
             machine_file=self.machine_file,
             verification=self.proofs.to_json(),
             cold_start={path: start.to_json() for path, start in self.cold_starts.items()},
-            source={"file": self.source.name, "sha256": sha256_of(self.source)},
+            source={"file": self.source.name, "sha256": sha256_of(*files_of(load_model(self.source), self.source))},
             tools=versions(),
         )
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnfold.errors import DataError, ModelError
 from bnfold.files import StrPath, sha256_of
+from bnfold.model_file import files_of, load_model
 from bnfold.prediction.images import ImageForm
 from bnfold.prediction.preprocessing import Preprocessing, from_metadata, overridden, read_sidecar
 from bnfold.prediction.samples import Samples
@@ -240,33 +241,18 @@ class ModelFacts:
             ModelError: a file is missing or is no ONNX model.
         """
         path = Path(model)
+        loaded = load_model(path)
         try:
-            proto = onnx.load(path, load_external_data=False)
-        except Exception as error:  # protobuf's own, which differ from one implementation to the next
-            raise ModelError(f"{path} is not an ONNX model, or is damaged") from error
-        try:
-            digest = sha256_of(path, *_weight_files(proto, path.parent))
+            digest = sha256_of(*files_of(loaded, path))
         except OSError as error:
             raise ModelError(f"{error.filename} cannot be read: {error.strerror or error}") from error
-        return ModelFacts(digest, _ends_in_softmax(proto.graph))
+        return ModelFacts(digest, _ends_in_softmax(loaded.graph))
 
 
-def _weight_files(proto: onnx.ModelProto, folder: Path) -> Iterator[Path]:
-    names = {
-        entry.value
-        for tensor in proto.graph.initializer
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    yield from (folder / name for name in sorted(names))
-
-
-def _ends_in_softmax(graph: onnx.GraphProto) -> bool:
-    producers = {name: node for node in graph.node for name in node.output}
-    node = producers.get(graph.output[0].name) if graph.output else None
+def _ends_in_softmax(graph: ir.Graph) -> bool:
+    node = graph.outputs[0].producer() if graph.outputs else None
     while node is not None and node.op_type in _PASSING:
-        node = producers.get(node.input[0])
+        node = None if node.inputs[0] is None else node.inputs[0].producer()
     return node is not None and node.op_type == "Softmax"
 
 

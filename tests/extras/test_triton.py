@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -448,6 +449,8 @@ def test_external_data_is_moved_beside_the_model_under_a_name_of_its_own(tmp_pat
     x = np.ones((2, 2, 8, 8), np.float32)
     got, wanted = (run_session(create_session(file), {"x": x})["y"] for file in (found.model, path))
     np.testing.assert_array_equal(got, wanted)
+    whole = (tmp_path / "far.onnx").read_bytes() + (tmp_path / "sub/weights.bin").read_bytes()
+    assert found.manifest.source == {"file": "far.onnx", "sha256": hashlib.sha256(whole).hexdigest()}
 
 
 def test_the_original_is_what_the_model_is_proven_against(tmp_path: Path, repository: Path) -> None:
