@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
 
+from bnfold.opset14 import as_of_14
 from bnfold.skeleton import Weights, outline_of
 
 #: One dimension: its length, its symbolic name, or None where nothing is known.
@@ -88,10 +89,7 @@ def infer_shapes(model: ir.Model) -> ShapeTable:
     """
     proto, weights = outline_of(model)
     _leave_types_only(proto, weights)
-    _let_reshape_heed_computed_shapes(proto)
-    # Where it fails as a whole, it has found nothing.
-    with suppress(onnx.shape_inference.InferenceError, RuntimeError, ValueError, EncodeError, DecodeError):
-        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    proto = _inferred(proto)
     infos: dict[ir.Value, ValueInfo] = {}
     scopes = [("", model.graph, proto.graph)]
     while scopes:
@@ -110,6 +108,46 @@ def infer_shapes(model: ir.Model) -> ShapeTable:
                 is_inferred=info.shape is not None and info.is_inferred,
             )
     return ShapeTable(infos)
+
+
+def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A model with what ONNX's inference finds, of itself or of what it is in operator set 14."""
+    found, later = _inferred_alone(proto), None
+    if _lacks_a_shape(found.graph):
+        with suppress(ValueError):
+            later = as_of_14(proto)
+    if later is None:
+        return found
+    later = _inferred_alone(later)
+    return later if _confirms(found.graph, later.graph) else found
+
+
+def _inferred_alone(proto: onnx.ModelProto) -> onnx.ModelProto:
+    # Where it fails as a whole, it has found nothing.
+    with suppress(onnx.shape_inference.InferenceError, RuntimeError, ValueError, EncodeError, DecodeError):
+        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    return proto
+
+
+def _lacks_a_shape(graph: onnx.GraphProto) -> bool:
+    infos = _found(graph)
+    return any(infos.get(name, _NOTHING).shape is None for node in graph.node for name in node.output)
+
+
+def _confirms(found: onnx.GraphProto, later: onnx.GraphProto) -> bool:
+    """Whether all that is known of a graph is known of the later one, and is the same; names of sizes aside."""
+    known = _found(later)
+    for name, info in _found(found).items():
+        other = known.get(name, _NOTHING)
+        if info.dtype not in (None, other.dtype):
+            return False
+        if info.shape is not None and (other.shape is None or len(info.shape) != len(other.shape)):
+            return False
+        sizes = zip(info.shape or (), other.shape or (), strict=False)
+        if any(isinstance(size, int) and size != own for size, own in sizes):
+            return False
+    bodies = zip(_body_protos(found), _body_protos(later), strict=True)
+    return all(_confirms(body, own) for body, own in bodies)
 
 
 def contradiction(skeleton: onnx.ModelProto, weights: Weights) -> str | None:
@@ -140,18 +178,6 @@ def _leave_types_only(proto: onnx.ModelProto, weights: Weights) -> None:
         for output in graph.output:  # it must say what it is, but not in which shape
             if output.name in computed and output.type.HasField("tensor_type"):
                 output.type.tensor_type.ClearField("shape")
-
-
-def _let_reshape_heed_computed_shapes(proto: onnx.ModelProto) -> None:
-    """Take opset 13 for 14: there alone the inference propagates what a shape is computed from, and ignores the result.
-
-    What else changed with 14 changed no op's shapes: types that arithmetic takes, Reshape's ``allowzero``, the
-    ``layout`` of recurrent ops, which are off unless set, and what BatchNormalization gives in training.
-    """
-    for holder in (proto, *proto.functions):
-        for opset in holder.opset_import:
-            if opset.domain in ("", "ai.onnx") and opset.version == 13:
-                opset.version = 14
 
 
 def _forget_elements(kind: onnx.TypeProto) -> None:
