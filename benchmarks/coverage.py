@@ -46,7 +46,7 @@ from bnfold.verification.specs import input_specs
 
 #: Opsets that torch's newer exporter writes itself, besides 20, which serves both batch forms.
 _DYNAMO_OPSETS = (18, NEWEST_OPSET)
-_SCRIPT_OPSETS = (13, 17, 18)
+_SCRIPT_OPSETS = (9, 11, 13, 17, 18)
 _OWN_OPSETS = (13, 17)
 
 #: Why algebra leaves what is left of a network.
