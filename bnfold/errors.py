@@ -68,3 +68,10 @@ class ProviderError(SetupError):
 
 class WorkerError(BnfoldError):
     """A worker process failed, was killed or did not answer."""
+
+
+def root_cause(error: BaseException) -> str:
+    """What the error that began it all says, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[:300]

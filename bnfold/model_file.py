@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
 
-from bnfold.errors import ModelError, OutputError
+from bnfold.errors import ModelError, OutputError, root_cause
 from bnfold.files import StrPath, check_output_file, publish, staging_folder
 from bnfold.skeleton import Piece, Weights, complete, join, size_of, skeleton_of, split
 
@@ -27,6 +27,12 @@ _EMBED_LIMIT = 1 << 30
 
 #: Width of one element of each data type that has one.
 _BITS = {d.value: d.bitwidth for d in ir.DataType if d not in (ir.DataType.UNDEFINED, ir.DataType.STRING)}
+
+#: No tensor is as long as this along any axis.
+_ABSURD = 1 << 40
+
+#: The numbers of all data types, one of which stands for none.
+_TYPES = frozenset(d.value for d in ir.DataType)
 
 #: Suffixes under which onnx reads and writes text.
 _TEXT_SUFFIXES = (".json", ".onnxjson", ".onnxtext", ".onnxtxt", ".pbtxt", ".prototxt", ".textproto", ".txtpb")
@@ -99,15 +105,20 @@ def _parsed(content: memoryview, label: str) -> tuple[onnx.ModelProto, Weights]:
         raise ModelError(f"{label} is not an ONNX model: it holds no graph")
     _check_supported(proto, label)
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
-        _forget_negative_sizes(value)
+        _check_sizes(value, label)
     return proto, weights
 
 
-def _forget_negative_sizes(value: onnx.ValueInfoProto) -> None:
-    """Old exporters write -1 where nothing is known; ONNX's shape inference takes it for a length, and may abort."""
+def _check_sizes(value: onnx.ValueInfoProto, label: str) -> None:
+    """Forget negative sizes, and refuse absurd ones: ONNX's shape inference takes any; it may abort or fill the memory.
+
+    Old exporters write -1 where nothing is known.
+    """
     for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
         if dim.dim_value < 0:
             dim.ClearField("dim_value")
+        elif dim.dim_value >= _ABSURD:
+            raise ModelError(f"{label} is damaged: it declares that {value.name!r} is {dim.dim_value} elements long")
 
 
 def check_file(path: Path, label: str) -> tuple[onnx.ModelProto, Weights]:
@@ -135,8 +146,8 @@ def check_model(model: onnx.ModelProto | Path, label: str) -> None:
     """
     try:
         onnx.checker.check_model(model)
-    except (onnx.checker.ValidationError, ValueError) as error:
-        first_line = str(error).strip().partition("\n")[0]
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:  # the last of files that cannot be
+        first_line = str(error).strip().partition("\n")[0][:300]
         raise ModelError(f"{label} is not a valid ONNX model: {first_line}") from error
 
 
@@ -148,10 +159,39 @@ def _check_supported(proto: onnx.ModelProto, label: str) -> None:
                 f"{label} uses version {entry.version} of the ONNX operators, and the installed onnx knows up to "
                 f"{known}; upgrade onnx, or export with a lower opset"
             )
+        for node in _node_protos(proto) if entry.domain in ("", "ai.onnx") else ():
+            if "" in node.input and _skips_an_operand(node, entry.version):
+                raise ModelError(
+                    f"{label} is not a valid ONNX model: the {node.op_type} {node.name!r} skips an operand"
+                )
     for tensor in _tensors(proto):
         if isinstance(tensor, onnx.SparseTensorProto):
             raise ModelError(f"{label} holds sparse tensors, which bnfold does not read; store them as dense ones")
+        if tensor.data_type not in _TYPES:
+            raise ModelError(
+                f"{label} is not a valid ONNX model: the tensor {tensor.name!r} is of no type that there is"
+            )
         _check_size(tensor, label)
+
+
+def _skips_an_operand(node: onnx.NodeProto, opset: int) -> bool:
+    """Whether an op of any number of operands is not given one of them: ONNX Runtime is killed by it."""
+    is_text = isinstance(node.op_type, str)  # protobuf reads other bytes too, as such
+    if not is_text or node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, opset):
+        return False
+    slots = onnx.defs.get_schema(node.op_type, opset).inputs
+    variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
+    return slots[-1].option == variadic and slots[-1].is_homogeneous and "" in node.input[len(slots) - 1 :]
+
+
+def _node_protos(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node of a model: of all its graphs and functions."""
+    nodes = [*proto.graph.node, *(node for function in proto.functions for node in function.node)]
+    while nodes:
+        node = nodes.pop()
+        yield node
+        for attribute in node.attribute:
+            nodes += (inner for graph in (attribute.g, *attribute.graphs) for inner in graph.node)
 
 
 def _has_external(proto: onnx.ModelProto) -> bool:
@@ -208,14 +248,7 @@ def _deserialize(proto: onnx.ModelProto, label: str) -> ir.Model:
         return ir.from_proto(proto)
     except (ir.serde.SerdeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
         check_model(proto, label)  # the checker says it better, if it finds it too
-        raise ModelError(f"{label} cannot be read: {_root_cause(error)}") from error
-
-
-def _root_cause(error: BaseException) -> str:
-    """What the error that began it all says, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split())[:300]
+        raise ModelError(f"{label} cannot be read: {root_cause(error)}") from error
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
@@ -259,7 +292,7 @@ def _check_external(tensor: ir.ExternalTensor, source: Path) -> None:
             f"{source}: the external data of {tensor.name!r} points outside the model's folder ({location}); "
             "a model may only read files beside itself"
         )
-    if not file.is_file():
+    if not _is_file(file):
         raise ModelError(
             f"{source}: the external data file {location} of {tensor.name!r} is missing; put it beside the model"
         )
@@ -270,6 +303,13 @@ def _check_external(tensor: ir.ExternalTensor, source: Path) -> None:
         )
     if file.stat().st_size < (tensor.offset or 0) + tensor.nbytes:
         raise ModelError(f"{source}: the external data file {location} is too short for {tensor.name!r}")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for one
+        return False
 
 
 def save_model(model: ir.Model, path: StrPath, *, external_data: ExternalData = "auto") -> Path:

@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+
+from bnfold.errors import ModelError, root_cause
 
 #: Initializers of more bytes than this are taken out. What is smaller may be a shape, whose values inference reads.
 _LARGE = 1024
@@ -120,7 +123,8 @@ def skeleton_of(model: ir.Model) -> tuple[onnx.ModelProto, Weights]:
     try:
         for name, tensor in weights.items():
             model.graph.initializers[name].const_value = _stand_in(tensor)
-        return ir.to_proto(model), weights
+        with _writable():
+            return ir.to_proto(model), weights
     finally:  # the model is as it was
         for name, tensor in weights.items():
             model.graph.initializers[name].const_value = tensor
@@ -128,24 +132,34 @@ def skeleton_of(model: ir.Model) -> tuple[onnx.ModelProto, Weights]:
 
 def outline_of(model: ir.Model) -> tuple[onnx.ModelProto, Weights]:
     """The skeleton of a model without what it says of its inner values, which takes half the time to make."""
-    proto = onnx.ModelProto(ir_version=model.ir_version)
-    proto.opset_import.extend(onnx.helper.make_opsetid(domain, n) for domain, n in model.opset_imports.items())
-    proto.functions.extend(ir.serde.serialize_function(function) for function in model.functions.values())
-    graph, weights = proto.graph, dict[str, ir.TensorProtocol]()
-    graph.name = model.graph.name or "graph"
-    for value in model.graph.inputs:
-        ir.serde.serialize_value_into(graph.input.add(), value)
-    for name, value in model.graph.initializers.items():
-        if value.const_value is not None and _leaves(value.const_value):
-            weights[name] = value.const_value
-        elif value.const_value is not None:
-            ir.serde.serialize_tensor_into(graph.initializer.add(), value.const_value)
-            graph.initializer[-1].name = name
-    for node in model.graph:
-        ir.serde.serialize_node_into(graph.node.add(), node)
-    for value in model.graph.outputs:
-        ir.serde.serialize_value_into(graph.output.add(), value)
+    with _writable():
+        proto = onnx.ModelProto(ir_version=model.ir_version)
+        proto.opset_import.extend(onnx.helper.make_opsetid(domain, n) for domain, n in model.opset_imports.items())
+        proto.functions.extend(ir.serde.serialize_function(function) for function in model.functions.values())
+        graph, weights = proto.graph, dict[str, ir.TensorProtocol]()
+        graph.name = model.graph.name or "graph"
+        for value in model.graph.inputs:
+            ir.serde.serialize_value_into(graph.input.add(), value)
+        for name, value in model.graph.initializers.items():
+            if value.const_value is not None and _leaves(value.const_value):
+                weights[name] = value.const_value
+            elif value.const_value is not None:
+                ir.serde.serialize_tensor_into(graph.initializer.add(), value.const_value)
+                graph.initializer[-1].name = name
+        for node in model.graph:
+            ir.serde.serialize_node_into(graph.node.add(), node)
+        for value in model.graph.outputs:
+            ir.serde.serialize_value_into(graph.output.add(), value)
     return proto, weights
+
+
+@contextmanager
+def _writable() -> Iterator[None]:
+    """Protobuf reads names that are no text, as bytes, and does not write them; nobody looks for them on the way."""
+    try:
+        yield
+    except (ir.serde.SerdeError, UnicodeError) as error:
+        raise ModelError(f"the model is damaged, and cannot be written again: {root_cause(error)}") from error
 
 
 def complete(model: ir.Model, weights: Weights) -> None:

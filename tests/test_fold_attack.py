@@ -153,3 +153,13 @@ def test_result_with_contradicting_shapes_is_not_written(tmp_path: Path, monkeyp
     with pytest.raises(ModelError, match="please report it"):
         bnfold.optimize(source, tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("op", "shape"), [("Conv", (4,)), ("Conv", (4, 4)), ("ConvTranspose", (4,)), ("Gemm", (4,)), ("Gemm", (1, 4, 4))]
+)
+def test_weight_of_a_rank_that_its_op_does_not_have_is_left_alone(op: str, shape: tuple[int, ...]) -> None:
+    text = f"g (double[N,4] x) => (double[A,B] y) {{ a = Gemm(x, v) b = {op}(a, w) y = Add(b, x) }}"
+    model = model_of(text, constants(v=(4, 4), w=shape))
+    fold(model)
+    assert ops(model) == ops(model_of(text, constants(v=(4, 4), w=shape)))

@@ -65,6 +65,8 @@ SAME: list[tuple[str, str, dict[str, Any], Feeds]] = [
     ("branch that only sizes a Reshape", "g (float[N,3,4] x, float[N,3] w, bool q) => (float[M,3] y, float[N,3,4] z) <float[3,3,1] W = {1,2,3,4,5,6,7,8,9}, float[3,1] mm = {1,2,3}, int64[1] k = {3}, float[1] big = {1}> { xx = Conv(x, W) z = Mul(xx, mm) d = If(q) <then_branch = t () => (int64[1] td) { s1 = Add(xx, big) s = Shape<start=0,end=1>(s1) td = Abs(s) }, else_branch = e () => (int64[1] ed) { s2 = Shape<start=0,end=1>(x) ed = Abs(s2) }> c = Concat<axis=0>(d, k) y = Reshape(w, c) }", {}, {"x": drawn(2, 3, 4), "w": drawn(2, 3), "q": np.array(True)}),
     ("stale shape behind a custom op", "g (float[N,3] x) => (float[M,3] y) <int64[1] s = {0}, int64[1] e = {1}> { c = com.microsoft.Gelu(x) p = Slice(c, s, e) y = Relu(p) }", {"declared": {"c": [1, 3]}}, {"x": drawn(2, 3)}),
     ("stale shape of a Reshape to what a caller says", "g (float[B,2,3] x, int64[n] k) => (float[?,?,?] y) <float[3,2] W = {1,2,3,4,5,6}, float[2] u = {1,2}> { p = MatMul(x, W) r = Reshape(p, k) y = Add(r, u) }", {"declared": {"r": ["M", 2]}}, {"x": drawn(2, 2, 3), "k": np.array([1, 4, 2])}),
+    ("Reshape of a constant that a Reshape yields", "g (float[2,12] x) => (float[2,12] y) <float[3,4] k = {1,2,3,4,5,6,7,8,9,10,11,12}, int64[2] s = {2,6}, int64[1] u = {12}> { a = Reshape(k, s) b = Reshape(a, u) y = Mul(x, b) }", {}, {"x": drawn(2, 12)}),
+    ("Reshape of a constant that a Flatten yields", "g (float[2,12] x) => (float[2,12] y) <float[3,4] k = {1,2,3,4,5,6,7,8,9,10,11,12}, int64[1] u = {12}> { a = Flatten(k) b = Reshape(a, u) y = Mul(x, b) }", {}, {"x": drawn(2, 12)}),
 ]  # fmt: skip
 
 

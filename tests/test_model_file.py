@@ -14,7 +14,7 @@ from folding import constants, model_of, norm
 
 from bnfold import model_file
 from bnfold.errors import ModelError, OutputError
-from bnfold.model_file import load_model, save_model, serialized
+from bnfold.model_file import from_proto, load_model, save_model, serialized
 
 TEXT = "g (float[N,3,8,8] x) => (float[N,4,6,6] y) { c = Conv(x, w) y = BatchNormalization(c, scale, bias, mean, var) }"
 
@@ -93,6 +93,12 @@ def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
         (lambda m: m.graph.initializer.append(m.graph.initializer[-1]), "not a valid ONNX model"),
         (lambda m: m.graph.initializer[-1].ClearField("name"), "not a valid ONNX model"),
         (lambda m: m.graph.node[0].attribute.add(name="pads", type=1, f=0.5), "not a valid ONNX model"),
+        (lambda m: setattr(m.graph.initializer[-1], "data_type", 99), "the tensor 'large' is of no type that there is"),
+        (lambda m: m.graph.node.add(op_type="Max", input=["x", "", "x"], output=["z"]), "the Max '' skips an operand"),
+        (
+            lambda m: setattr(size_of(m.graph.input[0], 0), "dim_value", 1 << 62),
+            "declares that 'x' is 4611686018427387904",
+        ),
     ],
     ids=[
         "dangling input",
@@ -112,6 +118,9 @@ def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
         "large weight twice",
         "weight without name",
         "attribute of another type",
+        "large weight of unknown type",
+        "skipped operand",
+        "absurd size",
     ],
 )
 def test_malformed_graph_is_refused(tmp_path: Path, damage: object, words: str) -> None:
@@ -123,6 +132,10 @@ def test_malformed_graph_is_refused(tmp_path: Path, damage: object, words: str) 
     with pytest.raises(ModelError, match=words) as caught:
         load_model(path)
     assert "\n" not in str(caught.value)
+
+
+def size_of(value: onnx.ValueInfoProto, axis: int) -> onnx.TensorShapeProto.Dimension:
+    return value.type.tensor_type.shape.dim[axis]
 
 
 def grow(proto: onnx.ModelProto, name: str, count: int) -> None:
@@ -182,7 +195,9 @@ def test_external_data_longer_than_its_tensor_is_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "location", ["../secret.bin", "sub/../../secret.bin", "{outside}/secret.bin", "link.bin", "a\0b"]
+    "location",
+    ["../secret.bin", "sub/../../secret.bin", "{outside}/secret.bin", "link.bin", "a\0b", "x" * 5000],
+    ids=["above", "beside", "absolute", "link", "zero byte", "too long"],
 )
 def test_external_data_never_leaves_the_folder_of_the_model(tmp_path: Path, location: str) -> None:
     folder, secret = tmp_path / "model", tmp_path / "secret.bin"
@@ -197,8 +212,24 @@ def test_external_data_never_leaves_the_folder_of_the_model(tmp_path: Path, loca
             if entry.key == "location":
                 entry.value = location.format(outside=tmp_path)
     path.write_bytes(proto.SerializeToString())
-    with pytest.raises(ModelError, match=r"outside the model's folder|has no path of a file"):
+    with pytest.raises(ModelError, match=r"outside the model's folder|has no path of a file|is missing"):
         load_model(path)
+
+
+@pytest.mark.parametrize("where", ["node", "producer", "domain"])
+def test_name_that_is_no_text_is_refused_where_it_would_be_written(where: str) -> None:
+    """Protobuf and ONNX's checker let it pass."""
+    proto = ir.to_proto(model())
+    match where:
+        case "node":
+            proto.graph.node[0].doc_string = "a name"
+        case "producer":
+            proto.producer_version = "a name"
+        case "domain":
+            proto.opset_import.add(domain="a name", version=1)
+    damaged = onnx.ModelProto.FromString(proto.SerializeToString().replace(b"a name", b"a n\xffme"))
+    with pytest.raises(ModelError, match=r"is damaged, and cannot be written again: 'utf-8'"):
+        serialized(from_proto(damaged))
 
 
 def test_output_that_is_a_folder_or_has_none_is_refused(tmp_path: Path) -> None:

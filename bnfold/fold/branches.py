@@ -215,6 +215,9 @@ def _linear_geometry(node: ir.Node, graph: ModelGraph, pending: Pending) -> Geom
         static = [dim for dim in shape or () if isinstance(dim, int)]
         if not static or 0 in static or shape is None or len(static) != len(shape):
             return Refusal(Reason.UNKNOWN_SHAPE, f"the shape of the weight of {label(node)} is not known")
+        slides = node.op_type in ("Conv", "ConvTranspose")
+        if (slides and len(static) < 3) or (node.op_type == "Gemm" and len(static) != 2):
+            return Refusal(Reason.PARAMETERS_INVALID, f"a weight of shape {shape} in {label(node)}")
         group = int(attributes.get("group", 1))
         taps = LINEAR_OPS[node.op_type].taps(tuple(static))
         match node.op_type:

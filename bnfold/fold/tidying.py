@@ -149,7 +149,7 @@ def _reshape_at_once(node: ir.Node, graph: ModelGraph, selected: Selection) -> b
     if sizes is None or not sizes.size or (sizes == 0).any():  # 0 stands for a size of the input
         return False
     changed = False
-    while (before := _relayout_before(node, selected)) is not None:
+    while (before := _relayout_before(node, graph, selected)) is not None:
         told = [value for value in before.inputs[1:] if value is not None]
         graph.use(node, 0, input_of(before, 0))
         graph.remove([before])
@@ -159,10 +159,10 @@ def _reshape_at_once(node: ir.Node, graph: ModelGraph, selected: Selection) -> b
     return changed
 
 
-def _relayout_before(node: ir.Node, selected: Selection) -> ir.Node | None:
-    """The op that another shape goes through for nobody but a Reshape."""
+def _relayout_before(node: ir.Node, graph: ModelGraph, selected: Selection) -> ir.Node | None:
+    """The op that another shape goes through for nobody but a Reshape; a constant is written out as a whole."""
     between = input_of(node, 0)
-    before = between.producer()
+    before = between.producer() if graph.constants.array(between) is None else None
     if before is None or before.op_type not in _RELAYOUTS or not in_default_domain(before) or not selected(before):
         return None
     alone = len(between.uses()) == 1 and not between.is_graph_output()
