@@ -143,6 +143,8 @@ class ModelGraph:
         """Put one new node in the place of a chain that led from ``source`` to ``output``, and return it."""
         last = nodes[-1]
         node = self._make(new, source, output, beside=last)
+        for member in nodes[:-1]:  # those who look at the shape of a value in between may come before the new node
+            member.outputs[0].replace_all_uses_with(source)
         self.bypass(nodes, node.outputs[0], output, rename=True)
         return node
 

@@ -163,3 +163,13 @@ def test_weight_of_a_rank_that_its_op_does_not_have_is_left_alone(op: str, shape
     model = model_of(text, constants(v=(4, 4), w=shape))
     fold(model)
     assert ops(model) == ops(model_of(text, constants(v=(4, 4), w=shape)))
+
+
+@pytest.mark.parametrize("between", ["s = Shape(b)", "s = Size(b)", "c = Identity(b) s = Shape(c)"])
+def test_shape_of_a_value_inside_a_chain_that_collapses_is_still_known_in_time(between: str) -> None:
+    text = (
+        f"g (double[N,4,5] x) => (double[N,4,5] y, int64[R] s) {{ a = Relu(x) b = Mul(a, k) {between} y = Add(b, l) }}"
+    )
+    text = text.replace("int64[R]", "int64") if "Size" in text else text
+    model, _ = folded(model_of(text, constants(k=(4, 1), l=(4, 1))), tidy=True)
+    assert ops(model) == {"Relu": 1, "BatchNormalization": 1, "Size" if "Size" in text else "Shape": 1}
