@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.errors import ModelError, ProviderError
+from bnfold.errors import ModelError, OptionError, ProviderError
 from bnfold.extras import require
 
 #: The short names that bnfold takes, and ONNX Runtime's own, which it takes as well.
@@ -26,6 +26,9 @@ PROVIDERS: Mapping[str, str] = {
 
 #: The extra that installs each provider's package.
 _PROVIDER_EXTRA: Mapping[str, str] = {"CPUExecutionProvider": "cpu"}
+
+#: No session gets more threads: their stacks alone would take all memory, and starting them minutes.
+MOST_THREADS = 1024
 
 #: ONNX Runtime's graph optimization levels under the names that the command line uses.
 LEVELS: Mapping[str, str] = {
@@ -52,6 +55,9 @@ class SessionOptions:
             for none.
         optimized: where ONNX Runtime writes the model as it has optimized it, in its own format (``.ort``), which only
             this version of it reads, on such a machine; empty for nowhere.
+
+    Raises:
+        OptionError: the number of threads is out of range.
     """
 
     provider: str = "cpu"
@@ -63,6 +69,19 @@ class SessionOptions:
     provider_options: Mapping[str, str] = field(default_factory=dict)
     profile: str = ""
     optimized: str = ""
+
+    def __post_init__(self) -> None:
+        check_threads(self.threads)
+
+
+def check_threads(threads: int) -> None:
+    """Refuse a number of threads that no machine has.
+
+    Raises:
+        OptionError: it is negative, or above :data:`MOST_THREADS`.
+    """
+    if not 0 <= threads <= MOST_THREADS:
+        raise OptionError(f"{threads} is no number of threads; it is at most {MOST_THREADS}, or 0 for the default")
 
 
 def provider_name(provider: str) -> str:

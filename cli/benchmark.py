@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bnfold.cli.options import LEVELS, input_shapes, report_file
+from bnfold.cli.options import LEVELS, input_shapes, report_files
 from bnfold.cli.render import Output, common_options, table
 
 if TYPE_CHECKING:
@@ -90,8 +91,8 @@ def _listed(
               help="Run the first candidate in a second process too, to see how much is noise.")  # fmt: skip
 @click.option("--profile", is_flag=True,
               help="Show what each op takes and which fold paid, by ONNX Runtime's own profile.")  # fmt: skip
-@click.option("--out", metavar="FILE", callback=report_file(*SUFFIXES),
-              help=f"Write a report: {', '.join(SUFFIXES)} (every sample in .json).")  # fmt: skip
+@click.option("--out", "reports", multiple=True, metavar="FILE", callback=report_files(*SUFFIXES),
+              help=f"Write a report: {', '.join(SUFFIXES)} (every sample in .json); may be repeated.")  # fmt: skip
 @click.option("--baseline", "earlier", type=click.Path(), metavar="FILE.json",
               help="Compare with an earlier run too, from the file that --out wrote.")  # fmt: skip
 @click.option("--fail-if-slower", "limit", type=click.FloatRange(min=0), metavar="PCT",
@@ -107,7 +108,7 @@ def command(
     compare: str | None,
     shapes: dict[str, tuple[int, ...]],
     earlier: str | None,
-    out: Path | None,
+    reports: tuple[Path, ...],
     limit: float | None,
     **values: Any,
 ) -> None:
@@ -127,17 +128,19 @@ def command(
         input_shapes=shapes,
         **values,
     )
+    if limit is not None and not math.isfinite(limit):
+        raise click.UsageError("--fail-if-slower takes a number of per cent.")
     if limit is not None and earlier is None and not compares(len(models), options):
         raise click.UsageError(
             "--fail-if-slower needs two models or settings that are compared, of which the first is the baseline, or "
             "--baseline."
         )
-    if out is not None:
-        check_report(out)
+    for report in reports:
+        check_report(report)
     with out_.progress() as progress:
         result = benchmark(models, options, progress, earlier=earlier)
-    if out is not None:
-        write_report(result, out)
+    for report in reports:
+        write_report(result, report)
     _show(out_, result)
     for warning in result.all_warnings:
         out_.warn(warning)

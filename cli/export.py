@@ -65,6 +65,8 @@ def command(
     with out.progress() as progress:
         result = export(source, output, options, progress)
     _show(out, result)
+    for note in result.notes:
+        out.warn(note)
     out.document(result.to_json())
 
 

@@ -92,6 +92,11 @@ def main(arguments: list[str] | None = None) -> int:
         # End quietly, with the code of a program that SIGPIPE ended.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except (MemoryError, RecursionError) as error:
+        if state["debug"]:
+            raise
+        click.echo(f"bnfold: {_too_much(error)}", err=True)
+        return 3
     except OSError as error:
         if state["debug"]:
             raise
@@ -104,6 +109,13 @@ def main(arguments: list[str] | None = None) -> int:
         click.echo(f"bnfold: {error}", err=True)
         return 2 if isinstance(error, OptionError) else 3
     return code if isinstance(code, int) else 0
+
+
+def _too_much(error: MemoryError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "something given is nested too deeply to be read; it is damaged, or no such file (--debug tells where)"
+    what = f": {error}" if str(error) else ""
+    return f"there is not enough memory{what}; give less at once, or close other programs"
 
 
 def run() -> None:

@@ -36,17 +36,8 @@ def _named_shapes(
     return shapes
 
 
-def report_file(*suffixes: str) -> Callable[[click.Context, click.Parameter, str | None], Path | None]:
-    """A callback for the path of a report whose suffix names a format."""
-
-    def parse(context: click.Context, parameter: click.Parameter, value: str | None) -> Path | None:
-        return None if value is None else _report_path(context, parameter, value, suffixes)
-
-    return parse
-
-
 def report_files(*suffixes: str) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], tuple[Path, ...]]:
-    """The same for an option that may be repeated."""
+    """A callback for the paths of reports, in an option that may be repeated; a suffix names a format."""
 
     def parse(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[Path, ...]:
         return tuple(_report_path(context, parameter, value, suffixes) for value in values)

@@ -11,10 +11,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -38,6 +38,7 @@ class Output:
     quiet: bool = False
     verbose: bool = False
     exit_code: int = field(default=0, init=False)
+    _stdout: TextIO = field(default_factory=lambda: sys.stdout, init=False)
     _bar_console: Console | None = field(default=None, init=False)
 
     def _console(self, *, stderr: bool) -> Console:
@@ -76,14 +77,14 @@ class Output:
     def document(self, document: Any) -> None:
         """Print the command's JSON document, if ``--json`` was given."""
         if self.as_json:
-            json.dump(document, sys.stdout, indent=2, allow_nan=False)
-            sys.stdout.write("\n")
+            json.dump(document, self._stdout, indent=2, allow_nan=False)
+            self._stdout.write("\n")
 
     def line(self, document: Any) -> None:
         """Print the command's JSON document at once and on one line, for those who read while the command goes on."""
         if self.as_json:
-            sys.stdout.write(json.dumps(document, allow_nan=False) + "\n")
-            sys.stdout.flush()
+            self._stdout.write(json.dumps(document, allow_nan=False) + "\n")
+            self._stdout.flush()
 
     def answer_no(self) -> None:
         """Make the command exit with 1: it ran, and the answer is no."""
@@ -191,7 +192,9 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
         context: click.Context, /, *args: Any, as_json: bool, quiet: bool, verbose: bool, **kwargs: Any
     ) -> None:
         output = Output(as_json=as_json, quiet=quiet, verbose=verbose)
-        command(output, *args, **kwargs)
+        # What a user's own network prints while it is built or run must not end up in the document.
+        with redirect_stdout(sys.stderr) if as_json else nullcontext():
+            command(output, *args, **kwargs)
         context.exit(output.exit_code)
 
     return wrapper

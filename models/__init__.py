@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnfold.errors import InputError, MissingExtraError
+from bnfold.errors import BnfoldError, InputError, MissingExtraError
 from bnfold.extras import require
 from bnfold.models.published import PUBLISHED
 
@@ -54,20 +54,8 @@ NETWORKS: Mapping[str, str] = {
     "vgg": "bnfold.models.vgg:VGG",
 }
 
-#: What a user's module may raise while it is imported or built; anything else is not about the request.
-_USER_CODE_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    NameError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
+#: What a user's module may raise while it is imported or built: anything, and it may try to end the program.
+_USER_CODE_ERRORS = (Exception, SystemExit)
 
 
 def names() -> tuple[str, ...]:
@@ -99,14 +87,30 @@ def build(name: str, **arguments: Any) -> nn.Module:
         factory = _factory(name)
         try:
             network = factory(**arguments)
+        except BnfoldError:
+            raise
         except _USER_CODE_ERRORS as error:
             given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"
-            raise InputError(f"the network {name} cannot be built with {given}: {_one_line(error)}") from error
+            raise InputError(
+                f"the network {name} cannot be built with {given}: {_one_line(error)}{_list_hint(factory, arguments)}"
+            ) from error
     if not isinstance(network, nn.Module):
         raise InputError(
             f"{name} returned a {type(network).__name__}, not a torch.nn.Module; name what builds a network"
         )
     return network
+
+
+def _list_hint(factory: Callable[..., object], arguments: Mapping[str, Any]) -> str:
+    """Where one number or text was given for an argument that is a list: how a list is given."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # a builtin without a signature
+        return ""
+    for key, value in arguments.items():
+        if key in parameters and isinstance(parameters[key].default, tuple) and isinstance(value, int | float | str):
+            return f"; {key} may have to be a list: 16,32 for two numbers, [16] for one"
+    return ""
 
 
 def fitting_arguments(name: str, input_shape: Sequence[int], num_classes: int) -> dict[str, Any]:

@@ -60,8 +60,9 @@ def test_the_answer_comes_first_and_everything_fits_100_columns(
 
 def test_every_sample_is_in_the_json_file(tmp_path: Path) -> None:
     models = [str(write(tmp_path / name)) for name in ("original.onnx", "folded.onnx")]
-    out = tmp_path / "result.json"
-    assert main(["benchmark", *models, *QUICK, "--out", str(out)]) == 0
+    out, page = tmp_path / "result.json", tmp_path / "result.html"
+    assert main(["benchmark", *models, *QUICK, "--out", str(out), "--out", str(page)]) == 0
+    assert page.exists()
     for candidate in json.loads(out.read_text())["groups"][0]["candidates"]:
         assert candidate["samples"] == sum(
             len(block) for launch in candidate["launches"] for block in launch["rounds_ns"]
@@ -156,6 +157,8 @@ def test_fail_if_slower_fails_only_where_the_whole_interval_is_beyond(
         ("m.onnx --out result.xml", ".json, .csv, .md"),
         ("m.onnx --out result", "no known suffix"),
         ("m.onnx --fail-if-slower 5", "needs two models"),
+        ("m.onnx n.onnx --fail-if-slower nan", "a number of per cent"),
+        ("m.onnx n.onnx --fail-if-slower inf", "a number of per cent"),
         ("m.onnx --fail-if-slower 5 --batch 1,8", "needs two models"),
         ("m.onnx n.onnx --fail-if-slower 5 --compare settings", "needs two models"),
         ("m.onnx --spinning maybe", "--spinning"),
@@ -198,6 +201,8 @@ def test_wrong_usage_exits_with_2(arguments: str, said: str, capsys: pytest.Capt
         ("good.onnx --provider abacus", "unknown provider 'abacus'"),
         ("good.onnx --out nowhere/result.json", "nowhere does not exist"),
         ("good.onnx --input-shape z=1", "the inputs are x"),
+        ("good.onnx --batch 999999999", "the input x of shape 999999999,3,4 is too large"),
+        ("good.onnx --baseline deep.json", "deep.json is not JSON"),
         ("good.onnx --timeout 0.001", "good.onnx gave no answer within 0.001 s while starting"),
     ],
 )
@@ -212,6 +217,7 @@ def test_bad_input_exits_with_3_and_one_sentence(
     write(Path("good.onnx"))
     write(Path("fails.onnx"), FAILS_TO_RUN)
     Path("text.onnx").write_text("not a model")
+    Path("deep.json").write_text("[" * 100_000)
     before = sorted(tmp_path.iterdir())
     assert main(["benchmark", *arguments.split(), "--time", "0.1"]) == 3
     captured = capsys.readouterr()

@@ -294,6 +294,12 @@ def test_a_model_that_cannot_be_compared_is_named(
     assert children(os.getpid()) == []
 
 
+def test_launches_and_cold_starts_without_number_end_when_time_is_up(tmp_path: Path) -> None:
+    options = replace(SHORT, launches=10**12, cold_starts=2 * 10**12)
+    (group,) = benchmark([write(tmp_path / "m.onnx")], options).groups
+    assert 2 <= group.launches < 10
+
+
 def test_a_missing_model_is_named_before_any_process_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
     with pytest.raises(ModelError, match=r"absent\.onnx does not exist"):
@@ -312,6 +318,7 @@ def test_no_model_is_refused() -> None:
         (lambda: BenchmarkOptions(levels=("most",)), InputError),
         (lambda: BenchmarkOptions(batches=(0,)), InputError),
         (lambda: BenchmarkOptions(threads=(-1,)), InputError),
+        (lambda: BenchmarkOptions(threads=(1, 1025)), InputError),
         (lambda: BenchmarkOptions(threads=()), InputError),
         (lambda: BenchmarkOptions(seconds=0.0), InputError),
         (lambda: BenchmarkOptions(seconds=float("nan")), InputError),
@@ -327,6 +334,10 @@ def test_no_model_is_refused() -> None:
         (lambda: Scenario(Kind.POISSON), InputError),
         (lambda: Scenario(Kind.POISSON, rate=0), InputError),
         (lambda: Scenario(Kind.POISSON, rate=float("inf")), InputError),
+        (lambda: Scenario(Kind.POISSON, rate=float("nan")), InputError),
+        (lambda: Scenario(Kind.POISSON, rate=1e7), InputError),
+        (lambda: Scenario(Kind.POISSON, rate=1e-4), InputError),
+        (lambda: Scenario(Kind.OFFLINE, streams=1025), InputError),
         (lambda: Scenario(Kind.OFFLINE, rate=1), InputError),
         (lambda: Scenario(Kind.OFFLINE, streams=0), InputError),
         (lambda: Scenario(streams=2), InputError),

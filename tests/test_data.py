@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,14 @@ def _truncated_npz(folder: Path) -> str:
     return f"npz:{folder / 'd.npz'}"
 
 
+def _npz_that_claims_too_much(folder: Path) -> str:
+    with zipfile.ZipFile(folder / "d.npz", "w") as archive:
+        for name, shape in (("x", (1 << 30, 1 << 20)), ("y", (1 << 30,))):
+            with archive.open(f"{name}.npy", "w") as stream:
+                np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return f"npz:{folder / 'd.npz'}"
+
+
 def _folder(*steps: Callable[[Path], object], kind: str = "imagefolder") -> Callable[[Path], str]:
     def make(folder: Path) -> str:
         for step in steps:
@@ -198,6 +207,7 @@ _X, _Y = np.zeros((6, 4, 4), np.uint8), np.array([0, 1, 0, 1, 0, 1])
         (_bad_bytes(b""), "not a numpy archive"),
         (_bad_npy, "single array"),
         (_truncated_npz, "not a numpy archive"),
+        (_npz_that_claims_too_much, "holds more than fits into memory"),
         (_bad_npz(x=np.array([{}], dtype=object), y=_Y), "plain arrays"),
         (_bad_npz(a=_X), "holds a; npz:FILE needs"),
         (_bad_npz(x=_X, y=_Y[:5]), "6 images and y 5 labels"),
@@ -250,6 +260,11 @@ _X, _Y = np.zeros((6, 4, 4), np.uint8), np.array([0, 1, 0, 1, 0, 1])
 def test_data_that_is_not_as_said_is_refused(tmp_path: Path, make: Callable[[Path], str], message: str) -> None:
     with pytest.raises(DataError, match=message):
         load_data(make(tmp_path))
+
+
+def test_images_that_memory_cannot_hold_are_refused_before_one_is_resized(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"images of 1000000×1000000 pixels take .* smaller image size"):
+        load_data(f"imagefolder:{_image_folder(tmp_path, ('',))}", image_size=1_000_000)
 
 
 def test_an_image_size_is_for_image_folders_only() -> None:

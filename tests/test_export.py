@@ -333,4 +333,7 @@ def test_an_option_out_of_range_is_named(options: dict[str, Any], message: str) 
 def test_an_interrupted_run_exports_what_it_reached(run_folder: Path, tmp_path: Path) -> None:
     for name in ("run.json", "checkpoint.safetensors"):
         (tmp_path / name).write_bytes((run_folder / name).read_bytes())
-    assert export(tmp_path, tmp_path / "m.onnx").batch_norms == 6
+    found = export(tmp_path, tmp_path / "m.onnx")
+    assert found.batch_norms == 6
+    assert "is not complete" in " ".join(found.notes)
+    assert export(run_folder, tmp_path / "n.onnx").notes == ()

@@ -389,6 +389,8 @@ def bad_calls(folder: Path, run: Path) -> dict[str, tuple[list[object], int, str
         "missing run": (["recalibrate", folder / "w.safetensors", "-o", out], 3, "does not exist"),
         "folder without a run": (["recalibrate", folder, "-o", out], 3, "holds no training run"),
         "output is the input": (["recalibrate", model, "-o", model, "--data", data], 3, "is the input itself"),
+        "output is the data": (["recalibrate", model, "-o", data, "--data", data], 3, "is the training data"),
+        "threads of none": (["recalibrate", model, "-o", out, "--data", data, "--threads", 5000], 2, "at most 1024"),
         "output is a run": (["recalibrate", run, "-o", run], 3, "exists already"),
         "output is a file": (["recalibrate", run, "-o", model], 3, "exists already"),
         "absent provider": (["recalibrate", model, "-o", out, "--data", data, "--provider", "cuda"], 3, "not part"),
@@ -399,7 +401,7 @@ def bad_calls(folder: Path, run: Path) -> dict[str, tuple[list[object], int, str
     "name",
     [
         "no output", "batch of none", "no data", "unknown data", "missing model", "missing run", "folder without a run",
-        "output is the input", "output is a run", "output is a file", "absent provider",
+        "output is the input", "output is the data", "threads of none", "output is a run", "output is a file", "absent provider",
     ],
 )  # fmt: skip
 def test_bad_input_is_one_sentence_and_leaves_nothing(

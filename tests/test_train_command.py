@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import click
 import pytest
-from training_samples import write_npz
+from training_samples import ODD, write_npz
 
 from bnfold.cli.main import main
 from bnfold.cli.train import parse_arguments
@@ -16,6 +17,8 @@ from bnfold.cli.train import parse_arguments
 @pytest.fixture(autouse=True)
 def _in_a_folder_with_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("odd.py").write_text(ODD)
+    monkeypatch.delitem(sys.modules, "odd", raising=False)
     write_npz(tmp_path / "d.npz")
     Path("r.toml").write_text(
         'model = "mlp"\ndata = "npz:d.npz"\nepochs = 2\nbatch_size = 8\ndevice = "cpu"\n[model_args]\nwidths = [4]\n'
@@ -64,6 +67,13 @@ def test_a_run_is_resumed_from_its_folder_alone(capsys: pytest.CaptureFixture[st
         (["train", "r.toml", "-o", "run", "--accumulate", "5"], 3, "a multiple of 5"),
         (["train", "r.toml", "-o", "run", "--precision", "half"], 2, "one of float32, bfloat16"),
         (["train", "r.toml", "-o", "run", "--ema", "1.5"], 2, "ema is 1.5"),
+        (["train", "r.toml", "-o", "run", "--threads", "5000"], 2, "threads is 5000"),
+        (["train", "r.toml", "-o", "run", "--weight-decay", "1e308"], 2, "weight_decay is 1e+308"),
+        (["train", "r.toml", "-o", ""], 2, "output is ''"),
+        (["train", "r.toml", "-o", "run", "--model-args", "widths=16"], 3, "widths may have to be a list"),
+        (["train", "r.toml", "-o", "run", "--model", "odd:Ends"], 3, "odd:Ends cannot be built with num_classes=3"),
+        (["train", "r.toml", "-o", "run", "--model", "odd:fails"], 3, "Exception: this cannot be"),
+        (["train", "r.toml", "-o", "run", "--model", "odd:Refuses"], 3, "does not take images of shape (1, 6, 6): no"),
     ],
 )
 def test_wrong_usage_and_bad_input_are_one_sentence(

@@ -90,3 +90,46 @@ def float32_inside() -> Float32Inside:
 
 def not_a_module() -> int:
     return 3
+
+
+#: A module of a user's, whose networks misbehave.
+ODD = """
+import torch
+from torch import nn
+
+
+def fails(num_classes=3, **more):
+    raise Exception("this cannot be")
+
+
+class Ends(nn.Module):
+    def __init__(self, num_classes=3, **more):
+        raise SystemExit(5)
+
+
+class Refuses(nn.Module):
+    def __init__(self, **more):
+        super().__init__()
+
+    def forward(self, x):
+        raise Exception("no")
+
+
+class Draws(nn.Module):
+    def forward(self, x):
+        return x + torch.rand_like(x)
+
+
+class Branches(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+class Prints(nn.Module):
+    def __init__(self):
+        super().__init__()
+        print("built")
+
+    def forward(self, x):
+        return torch.relu(x)
+"""

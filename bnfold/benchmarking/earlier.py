@@ -148,7 +148,7 @@ def load_earlier(path: StrPath) -> EarlierRun:
         document = json.loads(source.read_bytes())
     except OSError as error:
         raise InputError(f"{source} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{source} is not JSON; give the file that --out FILE.json wrote") from error
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,9 @@ SUPPORTED = frozenset(
     ["float16", "float32", "float64", "bool"]
     + [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
 )
+
+#: No input holds more: they are drawn in float64, where so many take 8 GiB.
+_MOST_NUMBERS = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,8 @@ def settle_shapes(
 
     Raises:
         InputError: a shape was given for an input that does not exist, or contradicts what the model fixes; a
-            batch was given for models that fix theirs; or a size is still open.
+            batch was given for models that fix theirs; a size is still open; or an input is larger than
+            :data:`_MOST_NUMBERS`.
     """
     unknown = set(given) - {spec.name for spec in specs}
     if unknown:
@@ -117,6 +122,12 @@ def settle_shapes(
             f"no input takes a batch of {batch}: the models fix their sizes to "
             f"{', '.join(str(spec) for spec in specs) or '(none)'}; leave the batch out, or use models with "
             "a dynamic first dimension"
+        )
+    largest = max(feeds, key=lambda feed: math.prod(feed.shape), default=None)
+    if largest is not None and math.prod(largest.shape) > _MOST_NUMBERS:
+        raise InputError(
+            f"the input {largest.name} of shape {_sizes(largest.shape)} is too large; choose a smaller batch, or a "
+            "smaller --input-shape"
         )
     return feeds
 

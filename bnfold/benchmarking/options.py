@@ -9,7 +9,7 @@ from itertools import product
 
 from bnfold.benchmarking.scenario import SINGLE_STREAM, Scenario
 from bnfold.errors import OptionError
-from bnfold.session import LEVELS, SessionOptions, provider_name
+from bnfold.session import LEVELS, SessionOptions, check_threads, provider_name
 
 #: Seconds that each candidate of a comparison gets, unless ``seconds`` says otherwise.
 SECONDS_PER_CANDIDATE = 5.0
@@ -180,8 +180,8 @@ class BenchmarkOptions:
                 raise OptionError(f"unknown optimization level {level!r}; use one of {', '.join(LEVELS)}")
         if any(batch < 1 for batch in self.batches):
             raise OptionError("a batch size is at least 1")
-        if any(threads < 0 for threads in self.threads):
-            raise OptionError("a thread count is at least 0, which leaves the choice to ONNX Runtime")
+        for threads in self.threads:
+            check_threads(threads)
         if self.seconds is not None and not 0 < self.seconds < float("inf"):
             raise OptionError("the time of a benchmark is a positive number of seconds")
         if self.timeout is not None and not 0 < self.timeout < float("inf"):

@@ -102,6 +102,7 @@ def _measure(courses: Sequence[_Course], options: BenchmarkOptions, progress: Pr
     total = len(courses) * options.launches
     progress("launches", 0, total)
     for number in range(options.launches):
+        before = _count(courses)
         for index, course in enumerate(courses):
             done, spent, longest = len(course.launches), _spent(course.launches), _longest(course.launches)
             if schedule.another_launch(done, options.launches, spent, longest, course.budget):
@@ -109,6 +110,8 @@ def _measure(courses: Sequence[_Course], options: BenchmarkOptions, progress: Pr
                 seconds = max(0.0, course.budget - spent) / (options.launches - done)
                 course.launches.append(launch(course.group, seconds, (options.seed, index, number)))
             progress("launches", number * len(courses) + index + 1, total)
+        if _count(courses) == before:  # time is up for all
+            break
 
 
 def _start_cold(courses: Sequence[_Course], options: BenchmarkOptions, progress: Progress) -> None:
@@ -116,6 +119,7 @@ def _start_cold(courses: Sequence[_Course], options: BenchmarkOptions, progress:
     extra = max(0, options.cold_starts - options.launches)
     total = len(courses) * extra
     for number in range(extra):
+        before = _count(courses)
         for index, course in enumerate(courses):
             spent = _spent(course.colds)
             wanted = len(course.launches) + len(course.colds) < options.cold_starts
@@ -123,6 +127,8 @@ def _start_cold(courses: Sequence[_Course], options: BenchmarkOptions, progress:
                 seed = (options.seed, index, options.launches + number)
                 course.colds.append(cold_start(course.group, seed))
             progress("cold starts", number * len(courses) + index + 1, total)
+        if _count(courses) == before:
+            break
 
 
 def _profile(courses: Sequence[_Course], options: BenchmarkOptions, progress: Progress) -> None:
@@ -143,6 +149,11 @@ def _may_decline(group: Group) -> bool:
     """Whether a provider may leave nodes to the CPU."""
     cpu = provider_name("cpu")
     return any(provider_name(candidate.setting.provider) != cpu for candidate in group.candidates)
+
+
+def _count(courses: Sequence[_Course]) -> int:
+    """How many launches and cold starts there have been."""
+    return sum(len(course.launches) + len(course.colds) for course in courses)
 
 
 def _spent(records: Sequence[LaunchRecord]) -> float:

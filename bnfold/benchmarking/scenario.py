@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from enum import StrEnum
 
 from bnfold.errors import OptionError
+from bnfold.session import MOST_THREADS
 
 
 class Kind(StrEnum):
@@ -15,6 +15,13 @@ class Kind(StrEnum):
     SINGLE_STREAM = "single-stream"
     OFFLINE = "offline"
     POISSON = "poisson"
+
+
+#: Below it, the few arrivals of one block take hours.
+LOWEST_RATE = 1e-3
+
+#: Above it, arrivals follow each other faster than a process can look at the clock.
+HIGHEST_RATE = 1e6
 
 
 @dataclass(frozen=True)
@@ -42,14 +49,14 @@ class Scenario:
     rate: float | None = None
 
     def __post_init__(self) -> None:
-        if self.streams < 1:
-            raise OptionError("a number of streams is at least 1")
+        if not 1 <= self.streams <= MOST_THREADS:
+            raise OptionError(f"a number of streams is from 1 to {MOST_THREADS}")
         if self.streams > 1 and self.kind is not Kind.OFFLINE:
             raise OptionError("several streams are for the offline scenario only")
         if (self.rate is not None) != (self.kind is Kind.POISSON):
             raise OptionError("the Poisson scenario needs a rate of arrivals a second, and no other takes one")
-        if self.rate is not None and not (self.rate > 0 and math.isfinite(self.rate)):
-            raise OptionError("a rate is a positive number of arrivals a second")
+        if self.rate is not None and not LOWEST_RATE <= self.rate <= HIGHEST_RATE:
+            raise OptionError(f"a rate is from {LOWEST_RATE:g} to {HIGHEST_RATE:,.0f} arrivals a second")
 
     def label(self) -> str:
         """The scenario in a few words, for example ``offline, 2 streams``."""

@@ -8,12 +8,15 @@ written.
 
 from __future__ import annotations
 
-from bnfold.errors import ModelError
+from pathlib import Path
+
+from bnfold.errors import ModelError, OutputError
 from bnfold.exporting.options import DEFAULT_OPSET, ExportOptions
 from bnfold.exporting.result import ExportCheck, ExportResult
 from bnfold.extras import require
-from bnfold.files import StrPath, check_output_file
+from bnfold.files import StrPath
 from bnfold.progress import Progress, silent
+from bnfold.sidecar import sidecar_file
 
 __all__ = ["DEFAULT_OPSET", "ExportCheck", "ExportOptions", "ExportResult", "export"]
 
@@ -40,7 +43,7 @@ def export(
         CheckpointError: weights are missing, damaged or for another architecture.
         InputError: the source or the options do not say which network on which input.
         ModelError: the network cannot be exported as asked, or the export does not compute the same function.
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or is what the network is read from.
         MissingExtraError: torch, onnxscript or safetensors is not installed.
     """
     for package in ("torch", "onnxscript", "safetensors"):
@@ -51,11 +54,12 @@ def export(
     from bnfold.exporting.opset import set_opset
     from bnfold.exporting.source import load_source
     from bnfold.exporting.summary import batch_norm_count, open_shape, parameter_count
-    from bnfold.model_file import save_model
+    from bnfold.model_file import check_model_output, save_model
     from bnfold.prediction.preprocessing import write_sidecar
 
     options = options or ExportOptions()
-    target = check_output_file(output)
+    target = check_model_output(output)
+    _check_not_read(target, source, options)
     stages = 4
     progress("exporting", 0, stages)
     network = load_source(source, options)
@@ -75,8 +79,14 @@ def export(
     check = check_export(model, network, options)
     progress("exporting", 3, stages)
     save_model(model, target)
+    notes = [network.note] if network.note else []
     if network.preprocessing is not None:
         write_sidecar(target, network.preprocessing)
+    elif sidecar_file(target).exists():
+        notes.append(
+            f"{sidecar_file(target)} was there before and says how images become this model's input; remove it if "
+            "it is another model's"
+        )
     progress("exporting", stages, stages)
     return ExportResult(
         path=target,
@@ -89,4 +99,19 @@ def export(
         outputs={str(value.name): open_shape(value) for value in model.graph.outputs},
         size=target.stat().st_size,
         check=check,
+        notes=tuple(notes),
     )
+
+
+def _check_not_read(target: Path, source: StrPath, options: ExportOptions) -> None:
+    """Refuse to write over the weights, or over a file of the run, that the network comes from.
+
+    Raises:
+        OutputError: the target is one of them.
+    """
+    given = Path(source)
+    read = [*given.iterdir()] if given.is_dir() else [given]
+    if options.weights is not None:
+        read.append(Path(options.weights))
+    if target.exists() and any(file.exists() and target.samefile(file) for file in read if file.suffix != ".onnx"):
+        raise OutputError(f"{target} is what the network is read from; write the ONNX file elsewhere")

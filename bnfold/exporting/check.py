@@ -46,8 +46,8 @@ def check_export(model: ir.Model, network: Network, options: ExportOptions) -> E
     """Run ``model`` and ``network`` on the same random inputs and compare every output.
 
     Raises:
-        ModelError: an output differs by more than rounding explains, is not finite, or has another shape; or
-            nothing here can run the model.
+        ModelError: an output differs by more than rounding explains, is not finite, or has another shape; the network
+            is not a function of its input; or nothing here can run the model.
     """
     content = serialized(model)
     batches = (1,) if options.static else _BATCHES
@@ -56,6 +56,7 @@ def check_export(model: ir.Model, network: Network, options: ExportOptions) -> E
     for batch in batches:
         sample = example_input(network, batch, seed=options.seed + batch)
         outputs = _evaluate(network.module, sample)
+        _check_repeatable(network, outputs, _evaluate(network.module, sample))
         reference, reference_type = _evaluate_double(network.module, sample)
         results, engine = _run(content, sample)
         names = [str(value.name) for value in model.graph.outputs]
@@ -76,6 +77,16 @@ def check_export(model: ir.Model, network: Network, options: ExportOptions) -> E
                 )
     worst = int(np.argmax(errors))
     return ExportCheck(engine, reference_type, sum(batches), errors[worst], own_errors[worst], bounds[worst])
+
+
+def _check_repeatable(network: Network, once: list[NDArray[Any]], again: list[NDArray[Any]]) -> None:
+    """Refuse a network that draws numbers: its own error would be large, and excuse any error of the file."""
+    for first, second in zip(once, again, strict=True):
+        if first.shape == second.shape and not np.allclose(first, second, rtol=1e-2, equal_nan=True):
+            raise ModelError(
+                f"the network {network.name} returns something else each time it is given the same input, so that no "
+                "file can be held against it; does it draw random numbers in evaluation too?"
+            )
 
 
 def _compare(

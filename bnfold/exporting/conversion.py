@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -44,13 +45,14 @@ def to_onnx(network: Network, options: ExportOptions) -> tuple[ir.Model, int]:
         ModelError: torch's exporter does not convert the network.
     """
     batch = 1 if options.static else 2  # torch.export takes an example of size 1 for a constant
-    example = example_input(network, batch, seed=options.seed)
     try:
+        example = example_input(network, batch, seed=options.seed)
         with torch.inference_mode():
             outputs = network.module(example)
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+    except Exception as error:  # a network's own code may raise anything
         raise InputError(
-            f"the network {network.name} does not take an input of shape {tuple(example.shape)}: {_line(error)}"
+            f"the network {network.name} does not take an input of shape {(batch, *network.input_shape)}: "
+            f"{_line(error)}"
         ) from error
     names = _output_names(outputs)
     shapes = None if options.static else ({0: torch.export.Dim("batch", min=1)},)
@@ -71,7 +73,7 @@ def to_onnx(network: Network, options: ExportOptions) -> tuple[ir.Model, int]:
     except torch.onnx.errors.OnnxExporterError as error:
         cause = error.__cause__ or error
         raise ModelError(f"torch cannot export {network.name} to ONNX: {_line(cause)}") from error
-    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, LookupError) as error:
+    except Exception as error:  # the network's code again, and torch's own kinds
         remedy = "" if options.static else "; if its forward depends on the batch size, export it as static"
         raise ModelError(f"torch cannot trace {network.name}: {_line(error)}{remedy}") from error
     assert onnx_program is not None
@@ -128,10 +130,10 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep warnings and log lines of torch's exporter from the user; errors still come as exceptions."""
+    """Keep what torch's exporter warns of, logs and prints from the user; errors still come as exceptions."""
     loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
@@ -144,5 +146,6 @@ def _quiet() -> Iterator[None]:
 
 def _line(error: BaseException) -> str:
     """The first paragraph of a message, as one line of bounded length."""
-    text = " ".join(str(error).strip().partition("\n\n")[0].split())
+    said = str(error).partition("Exception raised from")[0]  # where in torch's own code is no user's concern
+    text = " ".join(said.strip().partition("\n\n")[0].split())
     return text if len(text) <= 300 else text[:297] + "..."

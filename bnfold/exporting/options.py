@@ -46,5 +46,5 @@ class ExportOptions:
             raise OptionError(f"opset is {self.opset}; batch norm has its present form from opset 7 on")
         if self.input_shape is not None and (not self.input_shape or min(self.input_shape) < 1):
             raise OptionError(f"input_shape is {self.input_shape}; give sizes of at least 1, such as 3,224,224")
-        if self.seed < 0:
-            raise OptionError(f"seed is {self.seed}; it must be at least 0")
+        if not 0 <= self.seed < 1 << 63:
+            raise OptionError(f"seed is {self.seed}; it must be from 0 to below 2 to the power of 63")

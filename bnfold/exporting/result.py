@@ -55,6 +55,7 @@ class ExportResult:
         outputs: likewise.
         size: bytes of the file.
         check: comparison with the network.
+        notes: what the caller should know of the export, in sentences.
     """
 
     path: Path
@@ -67,6 +68,7 @@ class ExportResult:
     outputs: Mapping[str, tuple[int | str, ...]]
     size: int
     check: ExportCheck
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The result as a plain document."""
@@ -81,4 +83,5 @@ class ExportResult:
             "outputs": {name: list(shape) for name, shape in self.outputs.items()},
             "size": self.size,
             "check": self.check.to_json(),
+            "notes": list(self.notes),
         }

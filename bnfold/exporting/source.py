@@ -34,6 +34,7 @@ class Network:
         input_shape: shape of one sample.
         metadata: texts for the ONNX file.
         preprocessing: how raw images become its input, where that is known.
+        note: what is to be said of the weights, if anything.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Network:
     input_shape: tuple[int, ...]
     metadata: Mapping[str, str]
     preprocessing: Preprocessing | None = None
+    note: str = ""
 
 
 def load_source(source: StrPath, options: ExportOptions) -> Network:
@@ -60,6 +62,8 @@ def load_source(source: StrPath, options: ExportOptions) -> Network:
         beside = path.parent / RUN_FILE
         if options.model is None and path.suffix == ".safetensors" and beside.is_file():
             return _of_run(read_run(path.parent), path, options)
+        if path.suffix == ".onnx":
+            raise InputError(f"{path} is an ONNX file already; give a run's folder, or a file of weights with --model")
         if options.model is None:
             raise InputError(f"{path} holds weights; name the network that they are for (--model)")
         return _by_name(options.model, path, options)
@@ -75,9 +79,10 @@ def _from_run(folder: Path, options: ExportOptions) -> Network:
     if options.weights is not None:
         raise InputError(f"{folder} has weights of its own; leave out the other weights")
     weights = folder / WEIGHTS_FILE
-    if not weights.exists():  # the run was interrupted: what it has reached so far
-        weights = folder / CHECKPOINT_FILE
-    return _of_run(run, weights, options)
+    if weights.exists():
+        return _of_run(run, weights, options)
+    found = _of_run(run, folder / CHECKPOINT_FILE, options)
+    return replace(found, note=f"the run in {folder} is not complete: these are the weights of its last checkpoint")
 
 
 def _of_run(run: Run, weights: Path, options: ExportOptions) -> Network:

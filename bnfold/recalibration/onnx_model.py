@@ -64,6 +64,9 @@ def recalibrate_onnx(
     model = load_model(source)
     if options.data is None:
         raise InputError("an ONNX file does not say what it was trained on; name the training data (--data)")
+    data = Path(options.data.partition(":")[2] or options.data)
+    if target.exists() and data.exists() and target.samefile(data):
+        raise OutputError(f"{target} is the training data; write the recalibrated model elsewhere")
     graph = ModelGraph(model)
     targets, left = _targets(graph)
     if not targets:

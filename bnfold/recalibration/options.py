@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bnfold.errors import OptionError
+from bnfold.session import check_threads
 from bnfold.training.options import DEVICES
 
 
@@ -33,7 +34,6 @@ class RecalibrateOptions:
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise OptionError(f"batch is {self.batch}; it must be at least 1")
-        if self.threads < 0:
-            raise OptionError(f"threads is {self.threads}; it must be at least 0")
+        check_threads(self.threads)
         if self.device not in DEVICES:
             raise OptionError(f"device is {self.device!r}; it must be one of {', '.join(DEVICES)}")

@@ -177,6 +177,8 @@ def _read_npz(file: Path) -> Mapping[str, NDArray[Any]]:
                 "write numbers with numpy.savez"
             ) from error
         raise DataError(f"{file} is not a numpy archive, or is damaged; write it with numpy.savez") from error
+    except MemoryError as error:
+        raise DataError(f"{file} is damaged, or holds more than fits into memory: {error}") from error
     raise DataError(f"{file} is a single array, not an archive; write it with numpy.savez")
 
 
@@ -234,10 +236,8 @@ def _npz_classes(file: Path, names: NDArray[Any] | None, train_labels: Labels) -
     count = int(present[-1]) + 1 if names is None else len(names)
     if len(present) != count:
         empty = int(np.flatnonzero(np.append(present, count) != np.arange(len(present) + 1))[0])
-        raise DataError(
-            f"{file}: no training image has label {empty}, though labels go up to {count - 1}; "
-            "labels count from 0 without gaps"
-        )
+        why = f"labels go up to {count - 1}" if names is None else f"classes holds {count} names"
+        raise DataError(f"{file}: no training image has label {empty}, though {why}; labels count from 0 without gaps")
     return tuple(str(index) for index in range(count)) if names is None else tuple(str(name) for name in names)
 
 

@@ -148,10 +148,14 @@ def read_images(files: Sequence[Path], image_size: int | None = None) -> NDArray
         image_size: see :func:`load_image_folder`.
 
     Raises:
-        DataError: a file is not an image, is damaged, has more than 8 bits a channel, or differs in size.
+        DataError: a file is not an image, is damaged, has more than 8 bits a channel, or differs in size; or all are
+            more than this machine's memory holds.
         MissingExtraError: Pillow is not installed.
     """
+    if image_size is not None:  # before an image is blown up to it
+        _check_memory(len(files), (image_size, image_size))
     size = _read_image(files[0], image_size).size
+    _check_memory(len(files), size)
     images = np.empty((len(files), 3, size[1], size[0]), dtype=np.uint8)
 
     def read(index: int) -> bool:
@@ -172,6 +176,16 @@ def read_images(files: Sequence[Path], image_size: int | None = None) -> NDArray
     finally:
         pool.shutdown(cancel_futures=True)
     return np.ascontiguousarray(images[:, :1]) if gray else images
+
+
+def _check_memory(count: int, size: tuple[int, int]) -> None:
+    """Refuse images that the machine's memory cannot hold: it would swap, or kill the process."""
+    needed, there = 3 * count * size[0] * size[1], os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise DataError(
+            f"{count:,} images of {size[0]}×{size[1]} pixels take {needed / 2**30:,.0f} GiB, and this machine has "
+            f"{there / 2**30:,.0f} GiB of memory; choose a smaller image size, or fewer images"
+        )
 
 
 def _read_image(file: Path, image_size: int | None) -> Image:

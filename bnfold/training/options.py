@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -11,6 +12,7 @@ from typing import Any
 
 from bnfold.errors import InputError, OptionError
 from bnfold.files import StrPath
+from bnfold.session import MOST_THREADS
 
 #: Learning rate and weight decay of each optimizer, where none is asked for.
 OPTIMIZER_DEFAULTS: Mapping[str, tuple[float, float]] = {"sgd": (0.1, 5e-4), "adamw": (2e-3, 0.05)}
@@ -133,6 +135,10 @@ def _at_least(least: int) -> _Rule:
     return _Rule(lambda value: _is_int(value) and value >= least, f"a whole number, at least {least}")
 
 
+def _between(least: int, most: int) -> _Rule:
+    return _Rule(lambda value: _is_int(value) and least <= value <= most, f"a whole number from {least} to {most}")
+
+
 def _optional(rule: _Rule) -> _Rule:
     return _Rule(lambda value: value is None or rule.accepts(value), rule.description)
 
@@ -144,9 +150,13 @@ def _one_of(*choices: str) -> _Rule:
 _TEXT = _Rule(lambda value: isinstance(value, str) and bool(value), "a name")
 _SHARE = _Rule(lambda value: _is_number(value) and 0 <= value < 1, "a number from 0 to below 1")
 _NOT_NEGATIVE = _Rule(lambda value: _is_number(value) and 0 <= value < float("inf"), "a number, at least 0")
+# Above that, a step does not fit into float32.
+_LARGEST = 1e38
+_FOLDER = _Rule(lambda value: isinstance(value, os.PathLike) or (isinstance(value, str) and value != ""), "a folder")
 _YES_NO = _Rule(lambda value: isinstance(value, bool), "true or false")
 
 _RULES: Mapping[str, _Rule] = {
+    "output": _FOLDER,
     "model": _TEXT,
     "model_args": _Rule(
         lambda value: isinstance(value, Mapping) and all(isinstance(key, str) for key in value),
@@ -160,10 +170,11 @@ _RULES: Mapping[str, _Rule] = {
     ),
     "accumulate": _at_least(1),
     "optimizer": _one_of(*OPTIMIZER_DEFAULTS),
-    # Above that, a step does not fit into float32.
-    "lr": _optional(_Rule(lambda value: _is_number(value) and 0 < value <= 1e38, "a number above 0, at most 1e38")),
+    "lr": _optional(_Rule(lambda value: _is_number(value) and 0 < value <= _LARGEST, "a number above 0, at most 1e38")),
     "momentum": _Rule(lambda value: _is_number(value) and 0 < value < 1, "a number between 0 and 1"),
-    "weight_decay": _optional(_NOT_NEGATIVE),
+    "weight_decay": _optional(
+        _Rule(lambda value: _is_number(value) and 0 <= value <= _LARGEST, "a number, at least 0 and at most 1e38")
+    ),
     "warmup_epochs": _NOT_NEGATIVE,
     "label_smoothing": _SHARE,
     "ema": _SHARE,
@@ -172,7 +183,7 @@ _RULES: Mapping[str, _Rule] = {
     "flip": _optional(_YES_NO),
     "seed": _at_least(0),
     "device": _one_of(*DEVICES),
-    "threads": _at_least(0),
+    "threads": _between(0, MOST_THREADS),
     "resume": _YES_NO,
     "overwrite": _YES_NO,
 }

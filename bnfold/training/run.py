@@ -100,7 +100,7 @@ def read_run(folder: StrPath) -> Run:
         raise CheckpointError(f"{folder} holds no training run: there is no {RUN_FILE} in it") from error
     except OSError as error:
         raise CheckpointError(f"{source} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{source} is damaged: it is not JSON") from error
     try:
         if document["format"] != _FORMAT:

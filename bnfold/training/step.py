@@ -20,7 +20,7 @@ from bnfold.training.preparation import Training
 from bnfold.training.schedule import augmented, network_seed
 
 #: What a network's own code may raise on a batch.
-_NETWORK_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
+_NETWORK_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
 
 
 def take_step(training: Training, epoch: int, step: int, order: NDArray[np.int64]) -> float:
