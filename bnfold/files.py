@@ -67,7 +67,10 @@ def staging_folder(target: StrPath) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as folder:
             yield Path(folder)
     except OSError as error:
-        raise OutputError(f"{destination} cannot be written: {error.strerror or error}") from error
+        # numpy says only how many bytes of how many went through.
+        full = error.strerror is None and "requested and" in str(error)
+        reason = "the disk is full" if full else error.strerror or error
+        raise OutputError(f"{destination} cannot be written: {reason}") from error
 
 
 def publish(source: Path, target: StrPath) -> None:

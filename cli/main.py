@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from importlib import import_module, metadata
+from importlib import import_module
 
 import click
 
@@ -62,6 +62,8 @@ class _LazyGroup(click.Group):
 
 def _print_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
     if value:
+        from importlib import metadata  # slow to import, and seldom needed
+
         click.echo(f"bnfold {metadata.version('bnfold')}")
         context.exit()
 
@@ -92,6 +94,12 @@ def main(arguments: list[str] | None = None) -> int:
         # End quietly, with the code of a program that SIGPIPE ended.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except ImportError as error:
+        # Ctrl-C while a compiled module, onnxruntime's for one, is loaded comes out as this.
+        if not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
+        click.echo("bnfold: interrupted", err=True)
+        return 130
     except (MemoryError, RecursionError) as error:
         if state["debug"]:
             raise
@@ -119,9 +127,21 @@ def _too_much(error: MemoryError | RecursionError) -> str:
 
 
 def run() -> None:
-    """Entry point of the console script."""
+    """Run the program and exit; :func:`bnfold.__main__.run` is what the console script calls."""
+    _open_closed_streams()
     # What bnfold has to say it says itself; without a handler, libraries' warnings would go to stderr.
     logging.getLogger().addHandler(logging.NullHandler())
     # An orderly end, so that half-written files are cleaned away.
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(143))
     sys.exit(main())
+
+
+def _open_closed_streams() -> None:
+    """Where a standard stream was closed (``>&-``), give it to the null device: or a file would get its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))

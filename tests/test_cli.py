@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ import pytest
 from folding import constants, model_of, norm
 
 from bnfold.cli.main import COMMANDS, main
+from bnfold.errors import OutputError
+from bnfold.files import staging_folder
 from bnfold.model_file import save_model
 
 TEXT = (
@@ -242,6 +245,14 @@ def test_full_disk_under_the_output_is_one_sentence(model: Path, option: str) ->
     assert done.stderr == "bnfold: No space left on device\n"
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_not_an_error(model: Path, tmp_path: Path, closed: str) -> None:
+    command = " ".join(shlex.quote(part) for part in program("optimize", model, tmp_path / "out.onnx"))
+    done = subprocess.run(f"{command} {closed}", shell=True, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "out.onnx"]
+
+
 @pytest.mark.parametrize("option", ["--json -q", "--verbose"])
 def test_reader_that_goes_away_is_not_an_answer(model: Path, option: str) -> None:
     read, write = os.pipe()
@@ -252,6 +263,26 @@ def test_reader_that_goes_away_is_not_an_answer(model: Path, option: str) -> Non
     os.close(write)
     assert done.returncode == 141
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "raising",
+    [
+        "import builtins; real = builtins.__import__\n"
+        "def spy(name, *rest):\n"
+        "    if name == 'click': raise KeyboardInterrupt\n"
+        "    return real(name, *rest)\n"
+        "builtins.__import__ = spy",
+        "import bnfold.cli.main as program\n"
+        "def load(*_): raise ImportError('initialization failed') from KeyboardInterrupt()\n"
+        "program.import_module = load",
+    ],
+    ids=["while click is imported", "while a compiled module is loaded"],
+)
+def test_ctrl_c_while_modules_are_imported_is_orderly(raising: str) -> None:
+    code = f"{raising}\nimport sys; sys.argv = ['bnfold', 'doctor']\nfrom bnfold.__main__ import run; run()"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "bnfold: interrupted\n")
 
 
 def test_sigterm_cleans_up(model: Path, tmp_path: Path) -> None:
@@ -320,3 +351,11 @@ def test_module_runs_as_the_program() -> None:
     )
     assert done.returncode == 0
     assert done.stdout.startswith("bnfold ")
+
+
+def test_a_write_that_numpy_cut_short_says_that_the_disk_is_full(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OutputError, match=r"a\.onnx cannot be written: the disk is full"),
+        staging_folder(tmp_path / "a.onnx"),
+    ):
+        raise OSError("36864 requested and 9745 written")
