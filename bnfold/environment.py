@@ -20,6 +20,7 @@ _EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "cuda": (("onnxruntime-gpu", "scipy"), "verify, benchmark and predict on CUDA"),
     "train": (("torch", "onnxscript", "safetensors", "scikit-learn", "pillow"), "train and export"),
     "plot": (("matplotlib", "jinja2"), "write HTML reports with plots"),
+    "images": (("pillow",), "predict from image files"),
     "parquet": (("pyarrow",), "predict from Parquet and into it"),
     "ray": (("ray", "pyarrow"), "predict on a Ray cluster"),
     "triton": (("tritonclient", "grpcio", "pyyaml"), "deploy for Triton and KServe"),

@@ -17,7 +17,12 @@ def command(output: Output) -> None:
 
     found = doctor()
     output.say(f"Python {found.python} on {found.system}, {found.cores} core{'s' * (found.cores != 1)}.")
-    rows = [(p.name, p.version or Text("not installed", style="yellow"), p.extra or "always") for p in found.packages]
+    extras: dict[str, list[str]] = {}
+    for package in found.packages:
+        extras.setdefault(package.name, []).append(package.extra or "always")
+    versions = {package.name: package.version for package in found.packages}
+    missing = Text("not installed", style="yellow")
+    rows = [(name, versions[name] or missing, ", ".join(needed)) for name, needed in extras.items()]
     output.show(table("", ["package", "version", "needed for"], rows))
     providers = [
         (p.name, Text("runs", style="green") if p.runs else Text("does not run", style="red"), p.detail)

@@ -65,7 +65,7 @@ def command(
     headings = ("network", "input", "classes", "parameters", "batch norms", "multiply-adds")
     out.show(table("", headings, rows, right=headings[2:], fixed=headings[:2]))
     if out.verbose and len(names) == 1:
-        out.say(description(names[0]))
+        out.say(description(names[0]).replace("``", "`"))
     out.document([size.to_json() for size in sizes])
 
 

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.table import Table
+    from rich.text import Text
 
     from bnfold.progress import Progress
 
@@ -152,7 +154,7 @@ def table(
     right: Sequence[str] = (),
     fixed: Sequence[str] = (),
 ) -> RenderableType:
-    """A table that wraps to the terminal's width.
+    """A table that wraps to the terminal's width, or a list where it would have to cut numbers to fit.
 
     Args:
         title: printed above the table.
@@ -165,17 +167,58 @@ def table(
     from rich.table import Table
     from rich.text import Text
 
+    cells = [[cell if isinstance(cell, Text) else Text(str(cell)) for cell in row] for row in rows]
     result = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        result.add_column(
-            column,
-            justify="right" if column in right else "left",
-            no_wrap=column in fixed or column in right,
-            overflow="fold",
-        )
-    for row in rows:
-        result.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
-    return result
+    needed = 1
+    for index, column in enumerate(columns):
+        whole = column in fixed or column in right
+        result.add_column(column, justify="right" if column in right else "left", no_wrap=whole, overflow="fold")
+        widest = max([len(column), *(row[index].cell_len for row in cells)])
+        needed += 3 + (widest if whole else min(widest, _NARROWEST))
+    for row in cells:
+        result.add_row(*row)
+    return _Fitting(result, needed, title, columns, cells)
+
+
+#: A column that wraps is not squeezed below this.
+_NARROWEST = 12
+
+
+@dataclass(frozen=True)
+class _Fitting:
+    """A table; or a list of its rows, one cell below the other, where the terminal is too narrow for it.
+
+    Attributes:
+        wide: the table.
+        needed: the width from which on no number is cut.
+        title: above it.
+        columns: its headings.
+        cells: its rows.
+    """
+
+    wide: Table
+    needed: int
+    title: str
+    columns: Sequence[str]
+    cells: Sequence[Sequence[Text]]
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        from rich.table import Table
+        from rich.text import Text
+
+        if options.max_width >= self.needed:
+            yield self.wide
+            return
+        yield Text(self.title)
+        for row in self.cells:
+            record = Table.grid(padding=(0, 2), pad_edge=False)
+            record.add_column(overflow="fold")
+            record.add_column(overflow="fold")
+            for column, cell in zip(self.columns, row, strict=True):
+                if cell.plain:
+                    record.add_row(Text(column, "dim"), cell)
+            yield record
+            yield Text()
 
 
 def common_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -42,8 +42,9 @@ def command(output: Output, names: tuple[str, ...], folder: str, seeds: int | No
     counts = {verdict: sum(finding.verdict == verdict for finding in findings) for verdict in
               ("agrees", "disagrees", "not decided")}  # fmt: skip
     output.say(
-        f"Of {len(findings)} claims {counts['agrees']} agree with what was seen, {counts['disagrees']} do not, "
-        f"{counts['not decided']} are not decided; {result.seeds} seeds an arm."
+        f"Of {len(findings)} claims {counts['agrees']} agree{'s' * (counts['agrees'] == 1)} with what was seen, "
+        f"{counts['disagrees']} do{'es' * (counts['disagrees'] == 1)} not, {counts['not decided']} "
+        f"{'is' if counts['not decided'] == 1 else 'are'} not decided; {result.seeds} seeds an arm."
     )
     output.say(f"Wrote {result.folder / 'index.html'}.")
     output.document(result.to_json())

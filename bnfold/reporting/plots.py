@@ -83,8 +83,10 @@ def _training_figure(history: Sequence[Mapping[str, Any]], figure: Figure) -> Fi
     accuracy.set(xlabel="epoch", ylabel="test accuracy (%)")
     for axes in (loss, accuracy):
         axes.xaxis.set_major_locator(require("matplotlib.ticker", "plot").MaxNLocator(integer=True))
-    last = 100 * history[-1]["test_accuracy"]
-    accuracy.annotate(f"{last:.2f} %", (epochs[-1], last), textcoords="offset points", xytext=(-6, -16), ha="right")
+    accuracy.margins(y=0.15)
+    before, last = (100 * history[index]["test_accuracy"] for index in (max(-2, -len(history)), -1))
+    beside = (-6, 6) if last >= before else (-6, -16)  # where the line does not come from
+    accuracy.annotate(f"{last:.2f} %", (epochs[-1], last), textcoords="offset points", xytext=beside, ha="right")
     return figure
 
 
@@ -138,12 +140,22 @@ def errors(rows: Sequence[tuple[str, float | None, float | None]]) -> str:
     return _svg(figure)
 
 
+def _in_its_unit(
+    samples: Mapping[str, NDArray[np.float64]],
+) -> tuple[dict[str, NDArray[np.float64]], str]:
+    """Milliseconds in the unit in which the slowest median has digits before the point, and that unit."""
+    slowest = max(float(np.median(values)) for values in samples.values())
+    factor, unit = (1e3, "µs") if slowest < 1 else (1.0, "ms") if slowest < 1e3 else (1e-3, "s")
+    return {label: factor * values for label, values in samples.items()}, unit
+
+
 def latency_distributions(samples: Mapping[str, NDArray[np.float64]]) -> str:
     """Latency of each candidate as a histogram over a common axis, its median marked.
 
     Args:
         samples: latencies in milliseconds by candidate.
     """
+    samples, unit = _in_its_unit(samples)
     low = min(float(np.percentile(values, 0.5)) for values in samples.values())
     # Up to twice the slowest median's distance from the fastest run: a long tail would squeeze the rest.
     medians = [float(np.median(values)) for values in samples.values()]
@@ -165,7 +177,7 @@ def latency_distributions(samples: Mapping[str, NDArray[np.float64]]) -> str:
         )
         axes.axvline(float(np.median(values)), color=colour, linewidth=1.6)
     axes.set(
-        xlabel="latency of one run (ms); lines are medians, the last bin holds all slower runs", ylabel="% of runs"
+        xlabel=f"latency of one run ({unit}); lines are medians, the last bin holds all slower runs", ylabel="% of runs"
     )
     axes.legend(frameon=False, fontsize=9)
     return _svg(figure)
@@ -177,6 +189,7 @@ def latency_ranges(samples: Mapping[str, NDArray[np.float64]]) -> str:
     Args:
         samples: latencies in milliseconds by candidate.
     """
+    samples, unit = _in_its_unit(samples)
     figure = _figure(8.4, 0.9 + 0.36 * len(samples))
     axes = _axes(figure, 1, 1, 1)
     axes.grid(visible=False)
@@ -188,7 +201,7 @@ def latency_ranges(samples: Mapping[str, NDArray[np.float64]]) -> str:
         axes.plot(median, row, "|", color=COLOURS[1], markersize=14, markeredgewidth=2)
     axes.set_yticks(range(len(samples)), list(samples))
     axes.set_ylim(len(samples) - 0.4, -0.6)
-    axes.set(xlabel="latency of one run (ms): median, middle half, middle 80 %")
+    axes.set(xlabel=f"latency of one run ({unit}): median, middle half, middle 80 %")
     return _svg(figure)
 
 
@@ -226,7 +239,8 @@ def ratio_intervals(rows: Sequence[tuple[str, float, float, float]], baseline: s
     for index, (_, low, estimate, high) in enumerate(rows):
         axes.plot([low, high], [index, index], color=COLOURS[0], linewidth=2)
         axes.plot(estimate, index, "o", color=COLOURS[0])
-        axes.annotate(f"{estimate:.3g}×", (estimate, index), textcoords="offset points", xytext=(0, 7), ha="center",
+        text = f"{estimate:.2f}×" if estimate < 10 else f"{estimate:.3g}×"
+        axes.annotate(text, (estimate, index), textcoords="offset points", xytext=(0, 7), ha="center",
                       fontsize=8)  # fmt: skip
     axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.8)
