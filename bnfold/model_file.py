@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import mmap
 import os
 from collections.abc import Iterator
@@ -15,6 +14,8 @@ from google.protobuf.message import DecodeError, EncodeError
 
 from bnfold.errors import ModelError, OutputError, root_cause
 from bnfold.files import StrPath, check_output_file, publish, staging_folder
+from bnfold.model_check import check_model, check_readable
+from bnfold.protos import has_external
 from bnfold.skeleton import Piece, Weights, complete, join, size_of, skeleton_of, split
 
 ExternalData = Literal["auto", "always", "never"]
@@ -24,15 +25,6 @@ _MESSAGE_LIMIT = 1 << 31
 
 #: From here on, ``auto`` moves the weights out.
 _EMBED_LIMIT = 1 << 30
-
-#: Width of one element of each data type that has one.
-_BITS = {d.value: d.bitwidth for d in ir.DataType if d not in (ir.DataType.UNDEFINED, ir.DataType.STRING)}
-
-#: No tensor is as long as this along any axis.
-_ABSURD = 1 << 40
-
-#: The numbers of all data types, one of which stands for none.
-_TYPES = frozenset(d.value for d in ir.DataType)
 
 #: Suffixes under which onnx reads and writes text.
 _TEXT_SUFFIXES = (".json", ".onnxjson", ".onnxtext", ".onnxtxt", ".pbtxt", ".prototxt", ".textproto", ".txtpb")
@@ -58,7 +50,7 @@ def load_model(path: StrPath) -> ir.Model:
     proto, weights = _parsed(content, label)
     model = _deserialize(proto, label)
     complete(model, weights)
-    external = _has_external(proto)
+    external = has_external(proto)
     if external:
         for tensor in external_tensors(model):
             tensor.base_dir = source.parent
@@ -79,7 +71,7 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
     except (ValueError, EncodeError) as error:
         raise ModelError(f"{label} is over 2 GiB; save it with external data, and give its path") from error
     light, weights = _parsed(memoryview(content), label)
-    if _has_external(light):
+    if has_external(light):
         raise ModelError(f"{label} keeps weights in another file; load them, or give the model's path")
     model = _deserialize(light, label)
     complete(model, weights)
@@ -103,22 +95,8 @@ def _parsed(content: memoryview, label: str) -> tuple[onnx.ModelProto, Weights]:
         raise ModelError(f"{label} is not an ONNX model, or is damaged: it cannot be parsed") from error
     if not proto.HasField("graph") or not proto.opset_import:
         raise ModelError(f"{label} is not an ONNX model: it holds no graph")
-    _check_supported(proto, label)
-    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
-        _check_sizes(value, label)
+    check_readable(proto, label)
     return proto, weights
-
-
-def _check_sizes(value: onnx.ValueInfoProto, label: str) -> None:
-    """Forget negative sizes, and refuse absurd ones: ONNX's shape inference takes any; it may abort or fill the memory.
-
-    Old exporters write -1 where nothing is known.
-    """
-    for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
-        if dim.dim_value < 0:
-            dim.ClearField("dim_value")
-        elif dim.dim_value >= _ABSURD:
-            raise ModelError(f"{label} is damaged: it declares that {value.name!r} is {dim.dim_value} elements long")
 
 
 def check_file(path: Path, label: str) -> tuple[onnx.ModelProto, Weights]:
@@ -130,117 +108,8 @@ def check_file(path: Path, label: str) -> tuple[onnx.ModelProto, Weights]:
     with path.open("rb") as stream:
         content = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
     proto, weights = _parsed(content, label)
-    check_model(path if _has_external(proto) else proto, label)
+    check_model(path if has_external(proto) else proto, label)
     return proto, weights
-
-
-def check_model(model: onnx.ModelProto | Path, label: str) -> None:
-    """Hold a model against the ONNX specification.
-
-    Args:
-        model: a model in memory, or the path of one, whose external data is then looked for beside it.
-        label: what to call the model in an error.
-
-    Raises:
-        ModelError: the model breaks the specification.
-    """
-    try:
-        onnx.checker.check_model(model)
-    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:  # the last of files that cannot be
-        first_line = str(error).strip().partition("\n")[0][:300]
-        raise ModelError(f"{label} is not a valid ONNX model: {first_line}") from error
-
-
-def _check_supported(proto: onnx.ModelProto, label: str) -> None:
-    known = onnx.defs.onnx_opset_version()
-    for entry in proto.opset_import:
-        if entry.domain in ("", "ai.onnx") and not 1 <= entry.version <= known:
-            raise ModelError(
-                f"{label} uses version {entry.version} of the ONNX operators, and the installed onnx knows up to "
-                f"{known}; upgrade onnx, or export with a lower opset"
-            )
-        for node in _node_protos(proto) if entry.domain in ("", "ai.onnx") else ():
-            if "" in node.input and _skips_an_operand(node, entry.version):
-                raise ModelError(
-                    f"{label} is not a valid ONNX model: the {node.op_type} {node.name!r} skips an operand"
-                )
-    for tensor in _tensors(proto):
-        if isinstance(tensor, onnx.SparseTensorProto):
-            raise ModelError(f"{label} holds sparse tensors, which bnfold does not read; store them as dense ones")
-        if tensor.data_type not in _TYPES:
-            raise ModelError(
-                f"{label} is not a valid ONNX model: the tensor {tensor.name!r} is of no type that there is"
-            )
-        _check_size(tensor, label)
-
-
-def _skips_an_operand(node: onnx.NodeProto, opset: int) -> bool:
-    """Whether an op of any number of operands is not given one of them: ONNX Runtime is killed by it."""
-    is_text = isinstance(node.op_type, str)  # protobuf reads other bytes too, as such
-    if not is_text or node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, opset):
-        return False
-    slots = onnx.defs.get_schema(node.op_type, opset).inputs
-    variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
-    return slots[-1].option == variadic and slots[-1].is_homogeneous and "" in node.input[len(slots) - 1 :]
-
-
-def _node_protos(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Every node of a model: of all its graphs and functions."""
-    nodes = [*proto.graph.node, *(node for function in proto.functions for node in function.node)]
-    while nodes:
-        node = nodes.pop()
-        yield node
-        for attribute in node.attribute:
-            nodes += (inner for graph in (attribute.g, *attribute.graphs) for inner in graph.node)
-
-
-def _has_external(proto: onnx.ModelProto) -> bool:
-    return any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(proto))
-
-
-def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto | onnx.SparseTensorProto]:
-    """Every tensor of a model: of all its graphs, and of the attributes of all its nodes, functions included."""
-    graphs = [proto.graph]
-    nodes = [node for function in proto.functions for node in function.node]
-    while graphs or nodes:
-        if graphs:
-            graph = graphs.pop()
-            yield from graph.initializer
-            yield from graph.sparse_initializer
-            nodes.extend(graph.node)
-            continue
-        for attribute in nodes.pop().attribute:
-            match attribute.type:
-                case onnx.AttributeProto.TENSOR:
-                    yield attribute.t
-                case onnx.AttributeProto.TENSORS:
-                    yield from attribute.tensors
-                case onnx.AttributeProto.SPARSE_TENSOR | onnx.AttributeProto.SPARSE_TENSORS:
-                    yield from (attribute.sparse_tensor, *attribute.sparse_tensors)
-                case onnx.AttributeProto.GRAPH:
-                    graphs.append(attribute.g)
-                case onnx.AttributeProto.GRAPHS:
-                    graphs.extend(attribute.graphs)
-
-
-def _check_size(tensor: onnx.TensorProto, label: str) -> None:
-    """Refuse a tensor that holds more or less than its shape and type need; ONNX's checker lets more pass."""
-    if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.data_type not in _BITS:
-        return
-    bits, elements = _BITS[tensor.data_type], math.prod(tensor.dims)
-    if tensor.HasField("raw_data"):
-        held, needed, unit = len(tensor.raw_data), -(-bits * elements // 8), "bytes"
-    elif bits >= 8:
-        complex_parts = 2 if tensor.data_type in (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128) else 1
-        fields = (tensor.float_data, tensor.double_data, tensor.int32_data, tensor.int64_data, tensor.uint64_data)
-        held, needed, unit = sum(map(len, fields)), complex_parts * elements, "numbers"
-    else:
-        return
-    if held != needed:
-        raise ModelError(
-            f"{label} is not a valid ONNX model: the tensor {tensor.name!r} holds {held} {unit}, "
-            f"and its shape and type need {needed}"
-        )
 
 
 def _deserialize(proto: onnx.ModelProto, label: str) -> ir.Model:

@@ -7,11 +7,13 @@ such shapes, and nothing would be known behind their first Reshape.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, MutableSequence
+from collections.abc import Iterator, MutableSequence
 from uuid import uuid4
 
 import numpy as np
 import onnx
+
+from bnfold.protos import bodies_of, nodes_of
 
 #: The attributes on which a shape depends and that became inputs until 14, and where.
 _INPUTS = {
@@ -38,7 +40,7 @@ def as_of_14(model: onnx.ModelProto) -> onnx.ModelProto | None:
     versions = [entry.version for entry in model.opset_import if _is_default(entry)]
     if len(versions) != 1 or not _OLDEST <= versions[0] < _TARGET:
         return None
-    if versions[0] < 10 and any(node.op_type == "Dropout" and len(node.output) > 1 for node in _nodes(model.graph)):
+    if versions[0] < 10 and any(node.op_type == "Dropout" and len(node.output) > 1 for node in nodes_of(model)):
         return None  # the mask has the type of the data there, and is of truth values later
     later = onnx.ModelProto()
     later.CopyFrom(model)
@@ -50,13 +52,6 @@ def as_of_14(model: onnx.ModelProto) -> onnx.ModelProto | None:
     for function in later.functions:
         _renew(function.node, versions[0])
     return later
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for body in _bodies(node.attribute):
-            yield from _nodes(body)
 
 
 def _is_default(entry: onnx.OperatorSetIdProto) -> bool:
@@ -72,7 +67,7 @@ def _renew(nodes: MutableSequence[onnx.NodeProto], version: int) -> None:
 
 def _renewed(node: onnx.NodeProto, version: int) -> Iterator[onnx.NodeProto]:
     """A node, after the constants that its attributes became."""
-    for graph in _bodies(node.attribute):
+    for graph in bodies_of(node):
         _renew(graph.node, version)
     if node.domain not in ("", "ai.onnx"):
         yield node
@@ -89,10 +84,3 @@ def _renewed(node: onnx.NodeProto, version: int) -> Iterator[onnx.NodeProto]:
         node.attribute.remove(attribute)
         yield onnx.helper.make_node("Constant", [], [name], value=onnx.numpy_helper.from_array(numbers))
     yield node
-
-
-def _bodies(attributes: Iterable[onnx.AttributeProto]) -> Iterator[onnx.GraphProto]:
-    for attribute in attributes:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield attribute.g
-        yield from attribute.graphs

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
 
 from bnfold.opset14 import as_of_14
+from bnfold.protos import bodies_of
 from bnfold.skeleton import Weights, outline_of
 
 #: One dimension: its length, its symbolic name, or None where nothing is known.
@@ -243,12 +244,7 @@ def _bodies(graph: ir.Graph) -> Iterator[tuple[str, ir.Graph]]:
 def _body_protos(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """The same, in the same order."""
     for node in graph.node:
-        for attribute in node.attribute:
-            match attribute.type:
-                case onnx.AttributeProto.GRAPH:
-                    yield attribute.g
-                case onnx.AttributeProto.GRAPHS:
-                    yield from attribute.graphs
+        yield from bodies_of(node)
 
 
 def _shape_of(value: ir.Value) -> tuple[Dim, ...] | None:

@@ -20,7 +20,7 @@ import onnx
 import onnx_ir as ir
 
 from bnfold.errors import ModelError
-from bnfold.model_file import check_model
+from bnfold.model_check import check_model
 
 
 def set_opset(model: ir.Model, opset: int) -> None:
