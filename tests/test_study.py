@@ -374,18 +374,28 @@ def test_command_shows_each_claim_and_where_the_pages_are(tmp_path: Path, capsys
         (["scale_invarianze"], 2, "did you mean scale_invariance?"),
         (["--seeds", "2"], 2, "seeds"),
         (["scale_invariance", "--quick", "-o", "FILE"], 3, "cannot be created"),
+        (["scale_invariance", "--quick", "-o", ""], 3, "has no name"),
+        (["scale_invariance", "--quick", "-o", "FOLDER"], 3, "README.md is there already and would be lost"),
     ],
 )
 def test_wrong_usage_and_bad_input_are_one_sentence(
     arguments: list[str], code: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
-    given = [str(tmp_path / "file") if argument == "FILE" else argument for argument in arguments]
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "README.md").write_text("# Mine")
+    places = {"FILE": str(tmp_path / "file"), "FOLDER": str(tmp_path / "folder")}
+    given = [places.get(argument, argument) for argument in arguments]
     assert main(["study", *given]) == code
     captured = capsys.readouterr()
     assert words in captured.err
     assert captured.out == ""
     assert "Traceback" not in captured.err
+
+
+def test_pages_of_an_earlier_study_are_replaced(pages: Path) -> None:
+    bnfold.study(pages, StudyOptions(("scale_invariance",), quick=True))
+    assert len(list(pages.iterdir())) == 6
 
 
 def test_too_few_seeds_are_refused() -> None:

@@ -57,6 +57,21 @@ def test_a_golden_file_is_written_beside_a_verdict(tmp_path):
     assert verify_golden(tmp_path / "g.npz", damaged).verdict == "mismatch"
 
 
+@pytest.mark.parametrize("name", ["original.onnx", "folded.onnx", "x.npz"])
+def test_a_golden_file_is_never_written_over_what_is_read(tmp_path, name):
+    for file, model in zip(("original.onnx", "folded.onnx"), _models()[:2], strict=True):
+        ir.save(model, tmp_path / file)
+    np.savez(tmp_path / "x.npz", x=np.zeros(2, np.float32))
+    before = (tmp_path / name).read_bytes()
+    options = VerifyOptions(save_golden=tmp_path / name, inputs=tmp_path / "x.npz")
+    with pytest.raises(OutputError, match="is an input itself"):
+        verify(tmp_path / "original.onnx", tmp_path / "folded.onnx", options)
+    if name != "folded.onnx":
+        with pytest.raises(OutputError, match="is an input itself"):
+            record_golden(tmp_path / "original.onnx", tmp_path / name, options)
+    assert (tmp_path / name).read_bytes() == before
+
+
 def test_a_golden_file_holds_plain_arrays_the_bounds_and_the_versions(golden):
     with np.load(golden, allow_pickle=False) as arrays:
         about = json.loads(arrays["about"].tobytes())

@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 
+from bnfold.errors import OutputError
 from bnfold.extras import require
 from bnfold.files import StrPath, make_output_folder
 from bnfold.progress import Progress, silent
@@ -37,7 +39,7 @@ def study(folder: StrPath, options: StudyOptions | None = None, progress: Progre
         progress: called as the experiments go on.
 
     Raises:
-        OutputError: the folder cannot be written.
+        OutputError: the folder cannot be written, or holds a README.md or an index.html of something else.
         MissingExtraError: a package of the extras ``train``, ``plot`` or ``cpu`` is missing.
     """
     options = options or StudyOptions()
@@ -49,7 +51,7 @@ def study(folder: StrPath, options: StudyOptions | None = None, progress: Progre
     from bnfold.studies.laboratory import Laboratory
     from bnfold.studies.task import digits
 
-    place = make_output_folder(folder)
+    place = _study_folder(folder)
     outcomes: list[Outcome] = []
     with _one_thread():
         lab = Laboratory(digits(), tuple(range(options.repetitions)), options.quick, progress)
@@ -62,6 +64,22 @@ def study(folder: StrPath, options: StudyOptions | None = None, progress: Progre
     result = StudyResult(place, options.repetitions, options.quick, tuple(outcomes))
     write_study(result)
     return result
+
+
+def _study_folder(folder: StrPath) -> Path:
+    """The folder for the pages; one whose README.md or index.html is nobody's study is refused, for both are written.
+
+    Raises:
+        OutputError: so it is, or the folder cannot be made.
+    """
+    place = Path(folder)
+    if not str(folder):
+        raise OutputError("the folder for the pages has no name; give one, such as bnfold-study")
+    for name, mark in (("README.md", b"# The claims made for batch norm"), ("index.html", b"<title>bnfold study")):
+        page = place / name
+        if page.is_file() and mark not in page.read_bytes():
+            raise OutputError(f"{page} is there already and would be lost; give a folder for the pages alone")
+    return make_output_folder(place)
 
 
 @contextmanager

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import onnx_ir as ir
 
-from bnfold.errors import InputError, ModelError, OptionError
+from bnfold.errors import InputError, ModelError, OptionError, OutputError
 from bnfold.extras import require
 from bnfold.files import StrPath, check_output_file
 from bnfold.progress import Progress, silent
@@ -65,7 +67,7 @@ def verify(
             record_golden(reference, options.save_golden, options, progress)
         return _named(_vacuous(options), names, started)
     if options.save_golden is not None:
-        check_output_file(options.save_golden)
+        _check_golden_file(options.save_golden, reference, candidate, options.inputs)
     expectation = expect(first, options, progress)
     if options.save_golden is not None:
         save_golden(expectation, first, options, options.save_golden)
@@ -87,9 +89,22 @@ def record_golden(
     """
     options = options or VerifyOptions()
     _require_runtime(options)
-    check_output_file(path)
+    _check_golden_file(path, reference, options.inputs)
     subject = _subject(reference, "reference")
     return save_golden(expect(subject, options, progress), subject, options, path)
+
+
+def _check_golden_file(path: StrPath, *read: StrPath | ir.Model | None) -> None:
+    """Refuse to write a golden file where none can be, or over what is read for it.
+
+    Raises:
+        OutputError: that is so.
+    """
+    target = check_output_file(path)
+    for source in read:
+        file = Path(source) if isinstance(source, str | os.PathLike) else None
+        if file is not None and file.exists() and target.exists() and target.samefile(file):
+            raise OutputError(f"{target} is an input itself; keep the golden file elsewhere")
 
 
 def verify_golden(
