@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from uuid import uuid4
 
 import onnx
 import onnx_ir as ir
@@ -34,6 +35,9 @@ class ValueInfo:
 
 
 _NOTHING = ValueInfo(None, None)
+
+#: The operator set from which on there is a Unique.
+_UNIQUE = 11
 
 #: By its number in a file; 0 says nothing.
 _DTYPES = {dtype.value: dtype for dtype in ir.DataType if dtype is not ir.DataType.UNDEFINED}
@@ -124,6 +128,7 @@ def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _inferred_alone(proto: onnx.ModelProto) -> onnx.ModelProto:
+    _hide_open_bounds(proto)
     # Where it fails as a whole, it has found nothing.
     with suppress(onnx.shape_inference.InferenceError, RuntimeError, ValueError, EncodeError, DecodeError):
         return onnx.shape_inference.infer_shapes(proto, data_prop=True)
@@ -156,6 +161,7 @@ def contradiction(skeleton: onnx.ModelProto, weights: Weights) -> str | None:
     proto = onnx.ModelProto()
     proto.CopyFrom(skeleton)
     _declare(proto, weights)
+    _hide_open_bounds(proto)
     try:
         onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
@@ -203,6 +209,29 @@ def _declare(proto: onnx.ModelProto, weights: Weights) -> None:
     for name, (dtype, shape) in types.items():
         if name not in inputs:
             proto.graph.input.append(onnx.helper.make_tensor_value_info(name, dtype, shape))
+
+
+def _hide_open_bounds(proto: onnx.ModelProto) -> None:
+    """Keep the inference from computing a Slice of a shape whose bounds it does not know, and takes for 0.
+
+    It leaves alone a start of which not even the length is known, as that of an op with as many results as it finds.
+    """
+    opset = max((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    if opset < _UNIQUE:  # before, it does not compute any
+        return
+    scopes = [(proto.graph.node, {tensor.name for tensor in proto.graph.initializer})]
+    scopes += ((function.node, set()) for function in proto.functions)
+    while scopes:
+        nodes, known = scopes.pop()
+        known = known | {name for node in nodes if node.op_type == "Constant" for name in node.output}
+        hiding: list[tuple[int, onnx.NodeProto]] = []
+        for place, node in enumerate(nodes):
+            scopes += ((body.node, known | {t.name for t in body.initializer}) for body in bodies_of(node))
+            if node.op_type == "Slice" and not known.issuperset(filter(None, node.input[1:])):
+                hiding.append((place, onnx.helper.make_node("Unique", [node.input[1]], [uuid4().hex])))
+                node.input[1] = hiding[-1][1].output[0]
+        for place, hidden in reversed(hiding):
+            nodes.insert(place, hidden)
 
 
 def _found(graph: onnx.GraphProto) -> dict[str, ValueInfo]:

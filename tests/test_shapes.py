@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx.reference import ReferenceEvaluator
 
+from bnfold.fold import fold
+from bnfold.graph import ModelGraph
 from bnfold.opset14 import as_of_14
 from bnfold.shapes import infer_shapes
 
@@ -89,3 +93,27 @@ def test_nothing_of_14_is_believed_where_it_knows_less() -> None:
 @pytest.mark.parametrize("opset", [8, 14, 17])
 def test_other_operator_sets_are_left_alone(opset: int) -> None:
     assert as_of_14(ir.to_proto(model(opset, "y = Relu(x)"))) is None
+
+
+#: Bounds of a Slice that are computed, of which the inference takes what it does not know for 0.
+BOUNDS = [
+    ("st = Mod(one, two) d = Slice(s, st, many, zero)", [20]),
+    ("st = Identity(one) d = Slice(s, st, many)", [20]),
+    ("st = Div(two, two) en = Mod(two, k) d = Slice(s, st, en, zero, one)", [20]),
+    ("st = Mod(two, k) d = Slice(s, zero, many, zero, st)", [4]),
+]
+
+
+@pytest.mark.parametrize(("body", "sizes"), BOUNDS)
+@pytest.mark.parametrize("opset", [13, 14, 21])
+def test_slice_of_a_shape_by_computed_bounds_is_not_taken_for_another(opset: int, body: str, sizes: list[int]) -> None:
+    """Otherwise the size below would be written into the file as the 1 that the inference found."""
+    text = f"s = Shape(x) {body} c = Concat<axis=0>(rest, d) r = Reshape(x, c) t = Shape(r) n = Gather(t, zero) y = Cast<to=1>(n)"
+    made = model(opset, text, "float[4,20] x")
+    graph = ModelGraph(made)
+    value = next(value for node in made.graph for value in node.outputs if value.name == "n")
+    found = graph.constants.array(value)
+    assert found is None or found.tolist() == [80 // sizes[0]]
+    fold(made, tidy=True)
+    feeds = {"x": np.ones((4, 20), np.float32)}
+    assert ReferenceEvaluator(ir.to_proto(made)).run(None, feeds)[0].tolist() == [80 // sizes[0]]
