@@ -137,6 +137,8 @@ class Constants:
         producer = value.producer()
         if producer is None or producer.op_type != "Constant" or producer.domain not in ("", "ai.onnx"):
             return None
+        if len(producer.attributes) != 1:  # which is its value
+            return None
         return ir.convenience.get_const_tensor(value)
 
     def array(self, value: ir.Value) -> Array | None:

@@ -79,7 +79,8 @@ def _skips_an_operand(node: onnx.NodeProto, opset: int) -> bool:
         return False
     slots = onnx.defs.get_schema(node.op_type, opset).inputs
     variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
-    return slots[-1].option == variadic and slots[-1].is_homogeneous and "" in node.input[len(slots) - 1 :]
+    last = slots[-1] if slots else None
+    return last is not None and last.option == variadic and last.is_homogeneous and "" in node.input[len(slots) - 1 :]
 
 
 def _check_tensor(tensor: onnx.TensorProto | onnx.SparseTensorProto, label: str) -> None:

@@ -173,3 +173,13 @@ def test_shape_of_a_value_inside_a_chain_that_collapses_is_still_known_in_time(b
     text = text.replace("int64[R]", "int64") if "Size" in text else text
     model, _ = folded(model_of(text, constants(k=(4, 1), l=(4, 1))), tidy=True)
     assert ops(model) == {"Relu": 1, "BatchNormalization": 1, "Size" if "Size" in text else "Shape": 1}
+
+
+def test_constant_without_a_value_is_none() -> None:
+    proto = ir.to_proto(
+        model_of("g (double[N,4] x) => (double[N,4] y) { k = Constant<value=double{2}>() y = Mul(x, k) }", {})
+    )
+    del proto.graph.node[0].attribute[:]
+    model = ir.from_proto(proto)
+    fold(model, tidy=True)
+    assert ops(model) == {"Mul": 1}

@@ -94,6 +94,7 @@ def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
         (lambda m: m.graph.initializer[-1].ClearField("name"), "not a valid ONNX model"),
         (lambda m: m.graph.node[0].attribute.add(name="pads", type=1, f=0.5), "not a valid ONNX model"),
         (lambda m: setattr(m.graph.initializer[-1], "data_type", 99), "the tensor 'large' is of no type that there is"),
+        (lambda m: m.graph.node.add(op_type="Constant", input=[""], output=["z"]), "not a valid ONNX model"),
         (lambda m: m.graph.node.add(op_type="Max", input=["x", "", "x"], output=["z"]), "the Max '' skips an operand"),
         (
             lambda m: setattr(size_of(m.graph.input[0], 0), "dim_value", 1 << 62),
@@ -119,6 +120,7 @@ def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
         "weight without name",
         "attribute of another type",
         "large weight of unknown type",
+        "operand of an op that has none",
         "skipped operand",
         "absurd size",
     ],

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
 from bnfold.draws import stream
+from bnfold.skeleton import skeleton_of
 from bnfold.verification.bodies import Holder, lay_open, lift_weights
 from bnfold.verification.double import LARGE, widen
 from bnfold.verification.metrics import UNIT_ROUNDOFF, is_float
@@ -95,7 +96,7 @@ class Oracle:
             tensor = value.const_value
             self._constants[name] = Late(tensor.numpy) if tensor.size >= LARGE else tensor.numpy()
             bare.graph.initializers.pop(name)
-        self._evaluator: Evaluator64 = Evaluator64(ir.to_proto(bare))
+        self._evaluator: Evaluator64 = Evaluator64(skeleton_of(bare)[0])
 
     def laid_open(self, wanted: AbstractSet[Holder]) -> Oracle:
         """The same with subgraphs laid open; see :mod:`bnfold.verification.bodies`."""
