@@ -35,7 +35,7 @@ from bnfold.model_file import (
 )
 from bnfold.progress import Progress, silent
 from bnfold.shapes import contradiction
-from bnfold.sidecar import copy_sidecar
+from bnfold.sidecar import copy_sidecar, sidecar_left_by_another
 from bnfold.skeleton import skeleton_of
 
 if TYPE_CHECKING:
@@ -81,12 +81,14 @@ class OptimizeResult:
         report: the fate of each batch norm.
         verification: the proof, if one was asked for.
         path: the file that was written; None where none was asked for, or where the proof failed.
+        notes: what the user should know of the file, in sentences.
     """
 
     model: ir.Model
     report: FoldReport
     verification: VerifyResult | None = None
     path: Path | None = None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain data, without the model itself."""
@@ -94,6 +96,7 @@ class OptimizeResult:
             "output": str(self.path) if self.path else None,
             "report": self.report.to_json(),
             "verification": self.verification.to_json() if self.verification else None,
+            "notes": list(self.notes),
         }
 
 
@@ -146,9 +149,8 @@ def optimize(
         if options.in_place and data_file(target).exists():
             keep_weights_of(data_file(target), work)
         publish_model(staged, target)
-    if isinstance(model, str | os.PathLike):
-        copy_sidecar(model, target)
-    return OptimizeResult(work, report, verification, target)
+    notes = copy_sidecar(model, target) if isinstance(model, str | os.PathLike) else sidecar_left_by_another(target)
+    return OptimizeResult(work, report, verification, target, notes)
 
 
 def inspect(model: Source, options: OptimizeOptions | None = None) -> FoldReport:

@@ -6,7 +6,8 @@ A provider that was asked for and does not run is an error here, never a silent 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -174,9 +175,38 @@ def run_session(session: Any, feeds: Mapping[str, NDArray[Any]]) -> dict[str, ND
     Raises:
         ModelError: ONNX Runtime failed while running the model.
     """
+    return _outputs(session, lambda names: session.run(names, dict(feeds)))
+
+
+def run_interruptibly(session: Any, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Run a session once, as :func:`run_session` does, so that Ctrl-C and SIGTERM end it, however long it would take.
+
+    Python looks at signals between its own instructions only, and ONNX Runtime at its flag between operators. So the
+    run has a thread of its own, which takes about 0.1 ms more.
+
+    Raises:
+        ModelError: ONNX Runtime failed while running the model.
+    """
+    settings = require("onnxruntime", "cpu").RunOptions()
+    settings.log_severity_level = 4
+
+    def run(names: Sequence[str]) -> Sequence[Any]:
+        with ThreadPoolExecutor(1) as pool:
+            try:
+                outputs: Sequence[Any] = pool.submit(session.run, names, dict(feeds), settings).result()
+            except BaseException:
+                settings.terminate = True
+                raise
+        return outputs
+
+    return _outputs(session, run)
+
+
+def _outputs(session: Any, run: Callable[[Sequence[str]], Sequence[Any]]) -> dict[str, NDArray[Any]]:
+    """What a run gives, by name."""
     names: Sequence[str] = [output.name for output in session.get_outputs()]
     try:
-        outputs = session.run(names, dict(feeds))
+        outputs = run(names)
     except runtime_errors() as error:
         raise ModelError(f"ONNX Runtime failed while running the model: {one_line(error)}") from error
     odd = next((name for name, value in zip(names, outputs, strict=True) if isinstance(value, list | dict)), None)

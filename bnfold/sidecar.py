@@ -16,12 +16,28 @@ def sidecar_file(model: StrPath) -> Path:
     return path.with_name(f"{path.name}.preprocessing.json")
 
 
-def copy_sidecar(source: StrPath, target: StrPath) -> None:
+def copy_sidecar(source: StrPath, target: StrPath) -> tuple[str, ...]:
     """Give the model ``target`` the sidecar of the model ``source`` that it was made from, if that has one.
+
+    Returns:
+        What to tell the user: see :func:`sidecar_left_by_another`.
 
     Raises:
         OutputError: it cannot be copied.
     """
     file, copy = sidecar_file(source), sidecar_file(target)
-    if file.is_file() and not (copy.exists() and copy.samefile(file)):
+    if not file.is_file():
+        return sidecar_left_by_another(target)
+    if not (copy.exists() and copy.samefile(file)):
         write_bytes(copy, file.read_bytes())
+    return ()
+
+
+def sidecar_left_by_another(target: StrPath) -> tuple[str, ...]:
+    """What to tell of a sidecar that lies beside a model just written, which brought none: it counts all the same."""
+    file = sidecar_file(target)
+    if not file.exists():
+        return ()
+    return (
+        f"{file} was there before and says how images become this model's input; remove it if it is another model's",
+    )

@@ -87,6 +87,8 @@ def command(
         output.answer_no()
     else:
         output.say(f"Wrote {result.path}.")
+    for note in result.notes:
+        output.warn(note)
     if strict and result.report.batch_norms_after:
         output.answer_no()
     output.document(result.to_json())

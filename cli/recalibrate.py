@@ -70,6 +70,8 @@ def _show(out: Output, result: RecalibrateResult) -> None:
     out.show(table("How far the moving averages were off", headings, rows, right=headings[1:]))
     for left in result.left:
         out.warn(f"{left.name} keeps its statistics: {left.reason}")
+    for note in result.notes:
+        out.warn(note)
     if result.skipped:
         out.warn(f"{result.skipped} samples do not fill a batch of the model's fixed size and were left out")
     count = len(result.drifts)

@@ -244,3 +244,19 @@ def test_model_without_a_sidecar_gives_none_away(tmp_path: Path) -> None:
     path = model(tmp_path)
     bnfold.optimize(path, tmp_path / "out.onnx")
     assert not sidecar_file(tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_sidecar_of_the_model_that_was_there_before_is_told_of(in_memory: bool, tmp_path: Path) -> None:
+    path, target = tmp_path / "m.onnx", tmp_path / "out.onnx"
+    model = model_of("g (float[N,3] x) => (float[N,3] y) { y = Relu(x) }", {})
+    save_model(model, path)
+    assert bnfold.optimize(model if in_memory else path, target).notes == ()
+    write_sidecar(target, RGB)
+    result = bnfold.optimize(model if in_memory else path, target)
+    (note,) = result.notes
+    assert note.startswith(f"{sidecar_file(target)} was there before")
+    assert result.to_json()["notes"] == [note]
+    assert read_sidecar(target) == RGB
+    write_sidecar(path, RGB)
+    assert bnfold.optimize(path, target).notes == ()

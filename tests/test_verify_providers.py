@@ -25,10 +25,10 @@ class _Session:
     def get_outputs(self):
         return self._inner.get_outputs()
 
-    def run(self, names, feeds):
+    def run(self, names, feeds, settings):
         return [
             value * (1 + self._error * self._random.uniform(-1, 1, value.shape)).astype(value.dtype)
-            for value in self._inner.run(names, feeds)
+            for value in self._inner.run(names, feeds, settings)
         ]
 
 

@@ -16,7 +16,7 @@ from bnfold.exporting.result import ExportCheck, ExportResult
 from bnfold.extras import require
 from bnfold.files import StrPath
 from bnfold.progress import Progress, silent
-from bnfold.sidecar import sidecar_file
+from bnfold.sidecar import sidecar_left_by_another
 
 __all__ = ["DEFAULT_OPSET", "ExportCheck", "ExportOptions", "ExportResult", "export"]
 
@@ -82,11 +82,8 @@ def export(
     notes = [network.note] if network.note else []
     if network.preprocessing is not None:
         write_sidecar(target, network.preprocessing)
-    elif sidecar_file(target).exists():
-        notes.append(
-            f"{sidecar_file(target)} was there before and says how images become this model's input; remove it if "
-            "it is another model's"
-        )
+    else:
+        notes += sidecar_left_by_another(target)
     progress("exporting", stages, stages)
     return ExportResult(
         path=target,

@@ -95,7 +95,7 @@ def recalibrate_onnx(
     record = recalibration_record(options.data, used, len(drifts))
     model.metadata_props["bnfold.recalibrated"] = json.dumps(record)
     path = save_model(model, target)
-    copy_sidecar(source, path)
+    notes = copy_sidecar(source, path)
     return RecalibrateResult(
         path=path,
         data=options.data,
@@ -105,6 +105,7 @@ def recalibrate_onnx(
         drifts=tuple(drifts),
         left=left,
         accuracy=_accuracy(before, after, train, test),
+        notes=notes,
     )
 
 

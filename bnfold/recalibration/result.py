@@ -105,6 +105,7 @@ class RecalibrateResult:
         drifts: one for each batch norm that was recalibrated, in the order of the sweep.
         left: those that were not.
         accuracy: None where there are no labels that the network could be held against.
+        notes: what the user should know of what was written, in sentences.
     """
 
     path: Path
@@ -115,6 +116,7 @@ class RecalibrateResult:
     drifts: tuple[Drift, ...]
     left: tuple[Left, ...]
     accuracy: Accuracy | None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The result as a plain document."""
@@ -127,6 +129,7 @@ class RecalibrateResult:
             "batch_norms": [asdict(drift) for drift in self.drifts],
             "left": [asdict(left) for left in self.left],
             "accuracy": None if self.accuracy is None else asdict(self.accuracy),
+            "notes": list(self.notes),
         }
 
 
