@@ -19,6 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnfold.constant_ops import evaluate
+from bnfold.protos import DEFAULT_DOMAINS
 from bnfold.shapes import Dim, ShapeTable
 
 Array = NDArray[Any]
@@ -75,9 +76,6 @@ _PURE_OPS = frozenset(
     ]
 )
 
-#: Names under which the default operator domain goes.
-_DOMAINS = ("", "ai.onnx")
-
 #: Ops whose operands broadcast as numpy's do, and the operator set from which they do.
 _BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Equal", "Greater", "Less"})
 _BROADCASTING = 7
@@ -128,14 +126,14 @@ class Constants:
     def quantized(self, value: ir.Value) -> bool:
         """Whether ``value`` comes out of a DequantizeLinear."""
         producer = value.producer()
-        return producer is not None and producer.op_type == "DequantizeLinear" and producer.domain in _DOMAINS
+        return producer is not None and producer.op_type == "DequantizeLinear" and producer.domain in DEFAULT_DOMAINS
 
     def tensor(self, value: ir.Value) -> ir.TensorProtocol | None:
         """The stored tensor of an initializer or a Constant node, unread; None for everything else."""
         if value.is_initializer():
             return None if self.overridable(value) else value.const_value
         producer = value.producer()
-        if producer is None or producer.op_type != "Constant" or producer.domain not in ("", "ai.onnx"):
+        if producer is None or producer.op_type != "Constant" or producer.domain not in DEFAULT_DOMAINS:
             return None
         if len(producer.attributes) != 1:  # which is its value
             return None
@@ -177,7 +175,7 @@ class Constants:
 
     def _operands(self, node: ir.Node) -> list[ir.Value] | None:
         """The inputs whose values decide the node's output; None where the node can never be constant."""
-        if node.domain not in _DOMAINS or (node.op_type in _BINARY and self._opset < _BROADCASTING):
+        if node.domain not in DEFAULT_DOMAINS or (node.op_type in _BINARY and self._opset < _BROADCASTING):
             return None
         if node.op_type in ("Shape", "Size"):
             return []
@@ -260,7 +258,7 @@ class Constants:
     def _open_shape(self, node: ir.Node, value: ir.Value) -> Array | None:
         """The input of a node where it is a shape of which a part is known: what is not is :data:`_OPEN`."""
         producer = value.producer()
-        if producer is None or producer.op_type != "Shape" or producer.domain not in _DOMAINS:
+        if producer is None or producer.op_type != "Shape" or producer.domain not in DEFAULT_DOMAINS:
             return None
         dims = self._dims(producer) if node.inputs.count(value) == 1 else None
         return None if dims is None else np.array([d if isinstance(d, int) else _OPEN for d in dims], np.int64)

@@ -17,10 +17,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnfold.constants import Constants
+from bnfold.protos import DEFAULT_DOMAINS
 from bnfold.shapes import infer_shapes
-
-#: Names under which the default ONNX operator domain goes.
-DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
 @dataclass(frozen=True)

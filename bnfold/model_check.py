@@ -9,9 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from bnfold.errors import ModelError
-from bnfold.protos import nodes_of, tensors_of
-
-_DEFAULT_DOMAIN = ("", "ai.onnx")
+from bnfold.protos import DEFAULT_DOMAINS, nodes_of, tensors_of
 
 #: Width of one element of each data type that has one.
 _BITS = {d.value: d.bitwidth for d in ir.DataType if d not in (ir.DataType.UNDEFINED, ir.DataType.STRING)}
@@ -59,7 +57,7 @@ def check_readable(proto: onnx.ModelProto, label: str) -> None:
 
 def _check_operators(proto: onnx.ModelProto, label: str) -> None:
     known = onnx.defs.onnx_opset_version()
-    for version in [entry.version for entry in proto.opset_import if entry.domain in _DEFAULT_DOMAIN]:
+    for version in [entry.version for entry in proto.opset_import if entry.domain in DEFAULT_DOMAINS]:
         if not 1 <= version <= known:
             raise ModelError(
                 f"{label} uses version {version} of the ONNX operators, and the installed onnx knows up to {known}; "
@@ -75,7 +73,7 @@ def _check_operators(proto: onnx.ModelProto, label: str) -> None:
 def _skips_an_operand(node: onnx.NodeProto, opset: int) -> bool:
     """Whether an op of any number of operands is not given one of them: ONNX Runtime is killed by it."""
     is_text = isinstance(node.op_type, str)  # protobuf reads other bytes too, as such
-    if not is_text or node.domain not in _DEFAULT_DOMAIN or not onnx.defs.has(node.op_type, opset):
+    if not is_text or node.domain not in DEFAULT_DOMAINS or not onnx.defs.has(node.op_type, opset):
         return False
     slots = onnx.defs.get_schema(node.op_type, opset).inputs
     variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic

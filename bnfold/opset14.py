@@ -13,7 +13,7 @@ from uuid import uuid4
 import numpy as np
 import onnx
 
-from bnfold.protos import bodies_of, nodes_of
+from bnfold.protos import DEFAULT_DOMAINS, bodies_of, nodes_of
 
 #: The attributes on which a shape depends and that became inputs until 14, and where.
 _INPUTS = {
@@ -37,7 +37,7 @@ def as_of_14(model: onnx.ModelProto) -> onnx.ModelProto | None:
     Raises:
         ValueError: an attribute is not of the type that the specification gives it.
     """
-    versions = [entry.version for entry in model.opset_import if _is_default(entry)]
+    versions = [entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS]
     if len(versions) != 1 or not _OLDEST <= versions[0] < _TARGET:
         return None
     if versions[0] < 10 and any(node.op_type == "Dropout" and len(node.output) > 1 for node in nodes_of(model)):
@@ -46,16 +46,12 @@ def as_of_14(model: onnx.ModelProto) -> onnx.ModelProto | None:
     later.CopyFrom(model)
     for holder in (later, *later.functions):
         for entry in holder.opset_import:
-            if _is_default(entry):
+            if entry.domain in DEFAULT_DOMAINS:
                 entry.version = _TARGET
     _renew(later.graph.node, versions[0])
     for function in later.functions:
         _renew(function.node, versions[0])
     return later
-
-
-def _is_default(entry: onnx.OperatorSetIdProto) -> bool:
-    return entry.domain in ("", "ai.onnx")
 
 
 def _renew(nodes: MutableSequence[onnx.NodeProto], version: int) -> None:
@@ -69,7 +65,7 @@ def _renewed(node: onnx.NodeProto, version: int) -> Iterator[onnx.NodeProto]:
     """A node, after the constants that its attributes became."""
     for graph in bodies_of(node):
         _renew(graph.node, version)
-    if node.domain not in ("", "ai.onnx"):
+    if node.domain not in DEFAULT_DOMAINS:
         yield node
         return
     if node.op_type in ("Upsample", "Resize") and version < 11 and len(node.input) == 2:

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 import onnx
 
+#: The names of ONNX's own operators, as nodes and versions have them.
+DEFAULT_DOMAINS = ("", "ai.onnx")
+
 
 def nodes_of(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     """Every node of a model: of all its graphs and functions."""

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
 
 from bnfold.opset14 import as_of_14
-from bnfold.protos import bodies_of
+from bnfold.protos import DEFAULT_DOMAINS, bodies_of
 from bnfold.skeleton import Weights, outline_of
 
 #: One dimension: its length, its symbolic name, or None where nothing is known.
@@ -216,7 +216,7 @@ def _hide_open_bounds(proto: onnx.ModelProto) -> None:
 
     It leaves alone a start of which not even the length is known, as that of an op with as many results as it finds.
     """
-    opset = max((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    opset = max((entry.version for entry in proto.opset_import if entry.domain in DEFAULT_DOMAINS), default=0)
     if opset < _UNIQUE:  # before, it does not compute any
         return
     scopes = [(proto.graph.node, {tensor.name for tensor in proto.graph.initializer})]
