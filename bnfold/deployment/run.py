@@ -84,6 +84,7 @@ class _Draft:
 
     name: str
     source: Path
+    digest: str
     prepared: Prepared
     serving: Serving
     labels: tuple[str, ...]
@@ -143,7 +144,7 @@ class _Draft:
             machine_file=self.machine_file,
             verification=self.proofs.to_json(),
             cold_start={path: start.to_json() for path, start in self.cold_starts.items()},
-            source={"file": self.source.name, "sha256": sha256_of(*files_of(load_model(self.source), self.source))},
+            source={"file": self.source.name, "sha256": self.digest},
             tools=versions(),
         )
 
@@ -180,6 +181,7 @@ def deploy(
     check_name(name)
     require_triton()
     loaded = load_model(source)
+    digest = sha256_of(*files_of(loaded, source))
     warnings = _portability(loaded, source, options)
     with _work_folder() as work:
         prepared = prepare(loaded, source, work, options.shapes)
@@ -198,6 +200,7 @@ def deploy(
         draft = _Draft(
             name=name,
             source=source,
+            digest=digest,
             prepared=prepared,
             serving=serving,
             labels=labels,
