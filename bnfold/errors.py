@@ -70,8 +70,18 @@ class WorkerError(BnfoldError):
     """A worker process failed, was killed or did not answer."""
 
 
+#: Characters of another program's message that are quoted in a sentence.
+_MOST = 300
+
+
+def one_line(message: BaseException | str) -> str:
+    """What another program's error says, as one line of bounded length; its class where it says nothing."""
+    text = " ".join(str(message).split()) or type(message).__name__
+    return text if len(text) <= _MOST else f"{text[: _MOST - 1]}…"
+
+
 def root_cause(error: BaseException) -> str:
     """What the error that began it all says, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(error).split())[:300]
+    return one_line(error)

@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
 
+from bnfold.errors import one_line
 from bnfold.opset14 import as_of_14
 from bnfold.protos import DEFAULT_DOMAINS, bodies_of
 from bnfold.skeleton import Weights, outline_of
@@ -165,7 +166,7 @@ def contradiction(skeleton: onnx.ModelProto, weights: Weights) -> str | None:
     try:
         onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
-        return " ".join(str(error).split())[:300]
+        return one_line(error)
     except (EncodeError, DecodeError):
         return None
     return None

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnfold.errors import BnfoldError, InputError, MissingExtraError
+from bnfold.errors import BnfoldError, InputError, MissingExtraError, one_line
 from bnfold.extras import require
 from bnfold.models.published import PUBLISHED
 
@@ -92,7 +92,8 @@ def build(name: str, **arguments: Any) -> nn.Module:
         except _USER_CODE_ERRORS as error:
             given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"
             raise InputError(
-                f"the network {name} cannot be built with {given}: {_one_line(error)}{_list_hint(factory, arguments)}"
+                f"the network {name} cannot be built with {given}: {_kind_and_message(error)}"
+                f"{_list_hint(factory, arguments)}"
             ) from error
     if not isinstance(network, nn.Module):
         raise InputError(
@@ -191,7 +192,7 @@ def _factory(name: str) -> Callable[..., object]:
         for part in attribute.split("."):
             value = getattr(value, part)
     except _USER_CODE_ERRORS as error:
-        raise InputError(f"the network {name} cannot be imported: {_one_line(error)}") from error
+        raise InputError(f"the network {name} cannot be imported: {_kind_and_message(error)}") from error
     if not callable(value):
         raise InputError(f"{name} is a {type(value).__name__}, not a callable that builds a network")
     return value
@@ -220,5 +221,5 @@ def _current_folder_importable() -> Iterator[None]:
             sys.path.remove(folder)
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+def _kind_and_message(error: BaseException) -> str:
+    return one_line(f"{type(error).__name__}: {error}")

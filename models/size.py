@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from bnfold.errors import InputError
+from bnfold.errors import InputError, one_line
 from bnfold.extras import require
 from bnfold.models import build, fitting_arguments
 from bnfold.models import names as network_names
@@ -103,8 +103,7 @@ def network_size(network: nn.Module, name: str, input_shape: Sequence[int], num_
             network(sample)
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             shape = ",".join(str(size) for size in input_shape)
-            message = " ".join(str(error).split())
-            raise InputError(f"the network {name} does not take inputs of shape {shape}: {message}") from error
+            raise InputError(f"the network {name} does not take inputs of shape {shape}: {one_line(error)}") from error
     return NetworkSize(
         name=name,
         input_shape=tuple(input_shape),

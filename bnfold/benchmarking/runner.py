@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.errors import ModelError
+from bnfold.errors import ModelError, one_line
 from bnfold.extras import require
-from bnfold.session import one_line, provider_name, runtime_errors
+from bnfold.session import provider_name, runtime_errors
 
 #: Where each provider's memory is, as ONNX Runtime names devices; the host for any other.
 _DEVICES: Mapping[str, str] = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 import torch
 
-from bnfold.errors import InputError, ModelError
+from bnfold.errors import InputError, ModelError, one_line
 from bnfold.exporting.source import Network
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def to_onnx(network: Network, options: ExportOptions) -> tuple[ir.Model, int]:
     except Exception as error:  # a network's own code may raise anything
         raise InputError(
             f"the network {network.name} does not take an input of shape {(batch, *network.input_shape)}: "
-            f"{_line(error)}"
+            f"{_first_paragraph(error)}"
         ) from error
     names = _output_names(outputs)
     shapes = None if options.static else ({0: torch.export.Dim("batch", min=1)},)
@@ -72,10 +72,10 @@ def to_onnx(network: Network, options: ExportOptions) -> tuple[ir.Model, int]:
             )
     except torch.onnx.errors.OnnxExporterError as error:
         cause = error.__cause__ or error
-        raise ModelError(f"torch cannot export {network.name} to ONNX: {_line(cause)}") from error
+        raise ModelError(f"torch cannot export {network.name} to ONNX: {_first_paragraph(cause)}") from error
     except Exception as error:  # the network's code again, and torch's own kinds
         remedy = "" if options.static else "; if its forward depends on the batch size, export it as static"
-        raise ModelError(f"torch cannot trace {network.name}: {_line(error)}{remedy}") from error
+        raise ModelError(f"torch cannot trace {network.name}: {_first_paragraph(error)}{remedy}") from error
     assert onnx_program is not None
     model = onnx_program.model
     if not options.static:
@@ -144,8 +144,7 @@ def _quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _line(error: BaseException) -> str:
-    """The first paragraph of a message, as one line of bounded length."""
+def _first_paragraph(error: BaseException) -> str:
+    """The first paragraph of a message, as one line."""
     said = str(error).partition("Exception raised from")[0]  # where in torch's own code is no user's concern
-    text = " ".join(said.strip().partition("\n\n")[0].split())
-    return text if len(text) <= 300 else text[:297] + "..."
+    return one_line(said.strip().partition("\n\n")[0] or error)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from bnfold.errors import CheckpointError, InputError
+from bnfold.errors import CheckpointError, InputError, one_line
 from bnfold.files import StrPath
 from bnfold.models import build, is_network_name
 from bnfold.prediction.preprocessing import Preprocessing, of_training
@@ -127,7 +127,7 @@ def _network(
     try:
         module = copy.deepcopy(built)  # a factory may hand out a network of the caller's
     except (RuntimeError, TypeError) as error:
-        raise InputError(f"the network {name} cannot be copied: {' '.join(str(error).split())[:200]}") from error
+        raise InputError(f"the network {name} cannot be copied: {one_line(error)}") from error
     if weights is not None:
         apply_weights(module, load_weights(weights), weights)
     metadata = {key: json.dumps(document, allow_nan=False) for key, document in documents.items()}

@@ -24,7 +24,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from bnfold import errors
-from bnfold.errors import BnfoldError, OptionError, WorkerError
+from bnfold.errors import BnfoldError, OptionError, WorkerError, one_line
 from bnfold.extras import require
 from bnfold.files import StrPath
 from bnfold.prediction.images import Failure
@@ -32,7 +32,6 @@ from bnfold.prediction.job import Job
 from bnfold.prediction.options import PredictOptions
 from bnfold.prediction.partial_output import differences
 from bnfold.prediction.rows import Scored
-from bnfold.session import one_line
 from bnfold.training.data import resolved_spec
 
 _ACTORS = 2

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from bnfold.errors import CheckpointError
+from bnfold.errors import CheckpointError, one_line
 from bnfold.files import StrPath, write_bytes
 
 _MODEL, _OPTIMIZER, _AVERAGE = "model.", "optimizer.", "average."
@@ -150,7 +150,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged or is not a safetensors file: {_line(error)}") from error
+        raise CheckpointError(f"{path} is damaged or is not a safetensors file: {one_line(error)}") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -262,7 +262,3 @@ def _restore_optimizer(
         if entries.keys() != expected:
             raise CheckpointError(f"{path} is damaged: it has only a part of the optimizer's state for {names[index]}")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

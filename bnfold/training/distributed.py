@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import distributed as dist
 
-from bnfold.errors import InputError, SetupError, WorkerError
+from bnfold.errors import InputError, SetupError, WorkerError, one_line
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Team:
         try:
             dist.all_reduce(tensor)
         except RuntimeError as error:
-            message = " ".join(str(error).split())[:200]
             raise WorkerError(
-                f"another worker of this run failed or was killed; go on from the last checkpoint (--resume): {message}"
+                "another worker of this run failed or was killed; go on from the last checkpoint (--resume): "
+                f"{one_line(error)}"
             ) from error
         return [float(value) for value in tensor]
 
@@ -97,7 +97,7 @@ def joined_team(device: str) -> Iterator[Team]:
         try:
             dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
         except (RuntimeError, ValueError) as error:
-            raise SetupError(f"the workers cannot reach each other: {' '.join(str(error).split())}") from error
+            raise SetupError(f"the workers cannot reach each other: {one_line(error)}") from error
     try:
         yield Team(rank, size, chosen)
     finally:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bnfold.errors import CheckpointError, DataError, InputError, OutputError
+from bnfold.errors import CheckpointError, DataError, InputError, OutputError, one_line
 from bnfold.models import build, fitting_arguments
 from bnfold.training.averaging import WeightAverage
 from bnfold.training.data import resolved_spec
@@ -129,8 +129,9 @@ def _check_fit(name: str, model: nn.Module, data: DataSet) -> None:
         with torch.inference_mode():
             logits = first_output(model.eval()(images))
     except Exception as error:  # a network's own code may raise anything
-        message = " ".join(str(error).split())
-        raise InputError(f"the network {name} does not take images of shape {data.input_shape}: {message}") from error
+        raise InputError(
+            f"the network {name} does not take images of shape {data.input_shape}: {one_line(error)}"
+        ) from error
     wanted = (len(images), len(data.classes))
     if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from bnfold.errors import BnfoldError, InputError, SetupError, WorkerError
+from bnfold.errors import BnfoldError, InputError, SetupError, WorkerError, one_line
 from bnfold.training.divergence import first_layer_not_finite
 from bnfold.training.evaluation import first_output
 from bnfold.training.preparation import Training
@@ -113,7 +113,7 @@ def _explained(training: Training, epoch: int, step: int) -> Iterator[None]:
             "batch size, or take it in parts (accumulate)"
         ) from error
     except _NETWORK_ERRORS as error:
-        message = " ".join(str(error).split())[:400]
+        message = one_line(error)
         if training.team.size > 1:
             raise WorkerError(
                 f"step {step + 1} of epoch {epoch + 1} failed; if another worker failed or was killed, go on from the "
