@@ -6,7 +6,7 @@ A provider that was asked for and does not run is an error here, never a silent 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.errors import ModelError, OptionError, ProviderError
+from bnfold.errors import ModelError, OptionError, ProviderError, one_line
 from bnfold.extras import require
 
 #: The short names that bnfold takes, and ONNX Runtime's own, which it takes as well.
@@ -169,53 +169,39 @@ def _remedy(provider: str) -> str:
     return "install the onnxruntime package that brings it"
 
 
-def run_session(session: Any, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Run a session once and return its outputs by name.
-
-    Raises:
-        ModelError: ONNX Runtime failed while running the model.
-    """
-    return _outputs(session, lambda names: session.run(names, dict(feeds)))
+def run_options() -> Any:
+    """Options of runs; to set ``terminate`` in them, from any thread, makes the run that is going on fail."""
+    options = require("onnxruntime", "cpu").RunOptions()
+    options.log_severity_level = 4  # errors come back as exceptions; the log would repeat them on stderr
+    return options
 
 
-def run_interruptibly(session: Any, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Run a session once, as :func:`run_session` does, so that Ctrl-C and SIGTERM end it, however long it would take.
+def run_session(session: Any, feeds: Mapping[str, NDArray[Any]], options: Any = None) -> dict[str, NDArray[Any]]:
+    """Run a session once, so that Ctrl-C and SIGTERM end it, however long it would take; return its outputs by name.
 
     Python looks at signals between its own instructions only, and ONNX Runtime at its flag between operators. So the
     run has a thread of its own, which takes about 0.1 ms more.
 
+    Args:
+        session: from :func:`create_session`.
+        feeds: the inputs by name.
+        options: from :func:`run_options`, for a caller that another thread shall be able to stop.
+
     Raises:
         ModelError: ONNX Runtime failed while running the model.
     """
-    settings = require("onnxruntime", "cpu").RunOptions()
-    settings.log_severity_level = 4
-
-    def run(names: Sequence[str]) -> Sequence[Any]:
+    settings = run_options() if options is None else options
+    names: Sequence[str] = [output.name for output in session.get_outputs()]
+    try:
         with ThreadPoolExecutor(1) as pool:
             try:
                 outputs: Sequence[Any] = pool.submit(session.run, names, dict(feeds), settings).result()
             except BaseException:
                 settings.terminate = True
                 raise
-        return outputs
-
-    return _outputs(session, run)
-
-
-def _outputs(session: Any, run: Callable[[Sequence[str]], Sequence[Any]]) -> dict[str, NDArray[Any]]:
-    """What a run gives, by name."""
-    names: Sequence[str] = [output.name for output in session.get_outputs()]
-    try:
-        outputs = run(names)
     except runtime_errors() as error:
         raise ModelError(f"ONNX Runtime failed while running the model: {one_line(error)}") from error
     odd = next((name for name, value in zip(names, outputs, strict=True) if isinstance(value, list | dict)), None)
     if odd is not None:  # numpy would stack the tensors of a sequence, or refuse to
         raise ModelError(f"output {odd!r} is a sequence or a map; bnfold runs models whose outputs are tensors")
     return {name: np.asarray(value) for name, value in zip(names, outputs, strict=True)}
-
-
-def one_line(error: BaseException) -> str:
-    """The message of ``error`` as one line of bounded length."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:297] + "..."

@@ -77,7 +77,8 @@ def command(
 
     left = serve(repository, options, announce)
     if left:
-        output.warn(f"{left} requests took longer than {drain:g} s and were cut off")
+        noun, verb = ("request", "was") if left == 1 else ("requests", "were")
+        output.warn(f"{left} {noun} took longer than {drain:g} s and {verb} cut off")
         output.answer_no()
     else:
         output.say("Stopped; nothing was in flight any more.")

@@ -8,8 +8,10 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +21,9 @@ import bnfold
 from bnfold.cli.main import main
 from bnfold.errors import InputError, OutputError
 from bnfold.model_file import save_model
-from bnfold.prediction import PredictOptions, partial_output
+from bnfold.prediction import PredictOptions, partial_output, reader
 from bnfold.prediction.partial_output import PartialOutput, partial_folder, skipped_file
+from bnfold.session import run_session
 
 pytest.importorskip("onnxruntime")
 
@@ -339,3 +342,35 @@ def test_full_disk_is_one_sentence_and_can_be_resumed(suffix: str, tmp_path: Pat
     assert not out.exists()
     assert main([*arguments, "--resume"]) == 1
     assert out.read_bytes() == finished(tmp_path, model, data, suffix).read_bytes()
+
+
+ENDLESS = """
+g (float[N, 3] x) => (float[N, 3] y)
+<int64 turns = {4611686018427387904}, bool go = {1}> {
+    y = Loop(turns, go, x) <body = step (int64 turn, bool on, float[N, 3] a) => (bool further, float[N, 3] b) {
+        further = Identity(on)
+        b = Relu(a)
+    }>
+}
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_signal_ends_a_model_that_would_not_end_by_itself(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_model(model_of(ENDLESS, {}), tmp_path / "endless.onnx")
+    np.savez(tmp_path / "rows.npz", x=np.zeros((4, 3), np.float32))
+    timers: list[threading.Timer] = []
+
+    def signalled(*arguments: Any) -> Any:
+        timers.append(threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)))
+        timers[-1].start()
+        return run_session(*arguments)
+
+    monkeypatch.setattr(reader, "run_session", signalled)
+    options = PredictOptions(batch=4, workers=workers)
+    with pytest.raises(KeyboardInterrupt):
+        bnfold.predict(model, str(tmp_path / "rows.npz"), tmp_path / "out.csv", options)
+    assert len(timers) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["endless.onnx", "rows.npz"]

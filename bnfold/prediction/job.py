@@ -25,7 +25,7 @@ from bnfold.prediction.preprocessing import read_class_names, write_sidecar
 from bnfold.prediction.reader import ModelFacts, Reader, check_is_classifier, label_numbers, renumbered
 from bnfold.prediction.rows import RowFormat, Scored
 from bnfold.prediction.samples import DataOptions, RawBatch, Samples, Source, open_source
-from bnfold.session import SessionOptions, create_session
+from bnfold.session import SessionOptions, create_session, run_options
 from bnfold.training.dataset import Labels
 
 #: Packages that decide about bits.
@@ -56,6 +56,7 @@ class Job:
     Attributes:
         source: the samples.
         session: the model's session.
+        run_options: of all its runs.
         reader: what the model says of its input.
         facts: what its file says.
         row_format: what a row tells.
@@ -66,6 +67,7 @@ class Job:
 
     source: Source
     session: Any
+    run_options: Any
     reader: Reader
     facts: ModelFacts
     row_format: RowFormat
@@ -106,7 +108,7 @@ class Job:
             numbers = label_numbers(source.classes, row_format.classes) if source.labelled else None
             opened.pop_all()
         batch = reader.batch_size(options.batch)
-        return Job(source, session, reader, facts, row_format, numbers, batch, options)
+        return Job(source, session, run_options(), reader, facts, row_format, numbers, batch, options)
 
     def __enter__(self) -> Self:
         return self
@@ -199,7 +201,7 @@ class Job:
         """
         if not decoded.names:
             return Scored((), decoded.labels, np.empty((0, 0), np.float32), decoded.failures)
-        scores = self.reader.scores(self.session, decoded.values)
+        scores = self.reader.scores(self.session, decoded.values, self.run_options)
         self._check_labels(decoded, scores.shape[1])
         undecided = ~np.isfinite(scores.max(axis=1))  # a NaN is the largest; −∞ alone is a class that cannot be
         if not undecided.any():
@@ -219,6 +221,10 @@ class Job:
             scores[sound],
             (*decoded.failures, *failures),
         )
+
+    def stop(self) -> None:
+        """Make the run that is going on fail, whichever thread it is in; there can be none after it."""
+        self.run_options.terminate = True
 
     def _check_labels(self, decoded: Decoded, classes: int) -> None:
         if decoded.labels is not None and decoded.labels.max() >= classes:

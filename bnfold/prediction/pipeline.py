@@ -18,7 +18,11 @@ _Result = TypeVar("_Result")
 
 
 def pipelined(
-    raw: Iterable[_Raw], decode: Callable[[_Raw], _Decoded], run: Callable[[_Decoded], _Result], workers: int
+    raw: Iterable[_Raw],
+    decode: Callable[[_Raw], _Decoded],
+    run: Callable[[_Decoded], _Result],
+    workers: int,
+    stop: Callable[[], None] = lambda: None,
 ) -> Generator[_Result, None, None]:
     """``run(decode(item))`` for each item, in order.
 
@@ -29,6 +33,7 @@ def pipelined(
         decode: called in ``workers`` threads.
         run: called in one thread.
         workers: 0 runs all of it in the caller's thread, one step after the other.
+        stop: makes the ``run`` that is going on fail; called where nobody wants further results, as after Ctrl-C.
     """
     if workers == 0:
         yield from (run(decode(item)) for item in raw)
@@ -60,6 +65,9 @@ def pipelined(
             result = under_way.popleft().result()
             start_one()
             yield result
+    except BaseException:
+        stop()
+        raise
     finally:
         # What is decoded no more lets the runner's waits end.
         decoders.shutdown(wait=False, cancel_futures=True)

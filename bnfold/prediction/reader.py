@@ -175,17 +175,18 @@ class Reader:
             raise DataError(f"{self.model} takes samples of shape {wanted}, the data holds {got}")
         return np.ascontiguousarray(values.astype(self.dtype, copy=False))
 
-    def scores(self, session: Any, values: NDArray[Any]) -> NDArray[Any]:
+    def scores(self, session: Any, values: NDArray[Any], options: Any = None) -> NDArray[Any]:
         """Run the model over prepared samples and return its scores (n, classes).
 
-        A model of fixed batch size gets the last sample several times, where there are too few.
+        A model of fixed batch size gets the last sample several times, where there are too few. ``options`` are those
+        of :func:`bnfold.session.run_session`.
 
         Raises:
             ModelError: it fails while it runs, or does not yield one row of scores for each sample.
         """
         short = self.batch_size(len(values)) - len(values)
         batch = np.concatenate([values, np.repeat(values[-1:], short, axis=0)]) if short > 0 else values
-        name, scores = next(iter(run_session(session, {self.name: batch}).items()))
+        name, scores = next(iter(run_session(session, {self.name: batch}, options).items()))
         if scores.ndim > 2 and set(scores.shape[2:]) == {1}:  # (N, classes, 1, 1), as some classifiers have it
             scores = scores.reshape(scores.shape[:2])
         if scores.ndim != 2 or len(scores) != len(batch) or not scores.shape[1] or scores.dtype.kind != "f":

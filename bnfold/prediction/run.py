@@ -188,7 +188,7 @@ def _scored(model: StrPath, data: str, job: Job, first: int) -> Generator[Scored
         from bnfold.prediction.ray_engine import scored_by_actors
 
         return scored_by_actors(model, data, job, first)
-    return pipelined(map(job.read, range(first, job.batches)), job.decode, job.run, job.options.workers)
+    return pipelined(map(job.read, range(first, job.batches)), job.decode, job.run, job.options.workers, job.stop)
 
 
 class _InMemory:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import TypeVar
 
 from bnfold.deployment.repository import DeployedModel, load_version, model_folders, read_repository, warnings_of
 from bnfold.errors import BnfoldError, RepositoryError
@@ -14,6 +18,8 @@ from bnfold.serving.service import ServedModel, Service
 from bnfold.serving.sessions import target_of
 
 _LOG = logging.getLogger("bnfold.serve")
+
+_Result = TypeVar("_Result")
 
 
 class Fleet:
@@ -55,7 +61,7 @@ class Fleet:
         Raises:
             BnfoldError: one of them cannot be served, or there is none.
         """
-        deployed = await asyncio.to_thread(read_repository, self._repository)
+        deployed = await _abandonable(read_repository, self._repository)
         if not deployed:
             raise RepositoryError(f"{self._repository} holds no model; put one there with `bnfold deploy`")
         for model in deployed:
@@ -71,13 +77,13 @@ class Fleet:
             _LOG.exception("a look at %s failed", self._repository)
 
     async def _refresh(self) -> None:
-        folders = await asyncio.to_thread(model_folders, self._repository)
+        folders = await _abandonable(model_folders, self._repository)
         served = {model.name: model.deployed.version for model in self.service.models}
         for folder in folders:
             if folder.served is None or folder.served == served.get(folder.name):
                 continue
             try:
-                await self._load(await asyncio.to_thread(load_version, folder, folder.served))
+                await self._load(await _abandonable(load_version, folder, folder.served))
                 _LOG.info("%s is served in version %d now", folder.name, folder.served)
             except BnfoldError as error:
                 self._tell(f"{folder.name} version {folder.served} is not served: {error}")
@@ -92,7 +98,7 @@ class Fleet:
         await asyncio.gather(*self._closing, *(model.close(0) for model in self.service.models))
 
     async def _load(self, model: DeployedModel) -> None:
-        sessions = await asyncio.to_thread(load, model, self._options)
+        sessions = await _abandonable(load, model, self._options)
         before = self.service.put(ServedModel(model, sessions, self.service.metrics))
         if before is not None:
             self._close(before)
@@ -107,3 +113,22 @@ class Fleet:
         if sentence not in self._told:
             self._told.add(sentence)
             _LOG.error("%s", sentence)
+
+
+async def _abandonable(function: Callable[..., _Result], *arguments: object) -> _Result:
+    """Call it in a thread that the program does not wait for when it ends.
+
+    A session of a large model may take minutes to build, and a file long to hash; nothing ends that. The threads of
+    :func:`asyncio.to_thread` would hold up the end that long.
+    """
+    outcome: Future[_Result] = Future()
+    outcome.set_running_or_notify_cancel()
+
+    def work() -> None:
+        try:
+            outcome.set_result(function(*arguments))
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=work, name="bnfold-load", daemon=True).start()
+    return await asyncio.wrap_future(outcome)

@@ -9,11 +9,12 @@ import numpy as np
 
 from bnfold.deployment.machine_format import machine_model
 from bnfold.deployment.repository import DeployedModel
+from bnfold.errors import one_line
 from bnfold.extras import require
 from bnfold.serving.batching import Feeds, Values
 from bnfold.serving.options import ServeOptions
 from bnfold.serving.request import RequestError, RunError
-from bnfold.session import SessionOptions, create_session, one_line, runtime_errors
+from bnfold.session import SessionOptions, create_session, run_options, runtime_errors
 
 
 def target_of(model: DeployedModel, options: ServeOptions) -> str:
@@ -57,7 +58,7 @@ class Session:
         self._name = model.name
         self._outputs = [output.name for output in model.outputs]
         self._session = session
-        self._run = require("onnxruntime", "cpu").RunOptions()
+        self._run = run_options()
         self._invalid = require("onnxruntime.capi.onnxruntime_pybind11_state", "cpu").InvalidArgument
         self._errors: tuple[type[Exception], ...] = (*runtime_errors(), MemoryError)
 

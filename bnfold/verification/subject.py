@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bnfold.errors import ModelError
 from bnfold.files import StrPath
 from bnfold.model_file import load_model, serialized
-from bnfold.session import PROVIDERS, SessionOptions, create_session, provider_name, run_interruptibly
+from bnfold.session import PROVIDERS, SessionOptions, create_session, provider_name, run_session
 from bnfold.verification.metrics import UNIT_ROUNDOFF
 from bnfold.verification.oracle import weight_dtype
 
@@ -126,7 +126,7 @@ class Subject:
         Raises:
             ModelError: ONNX Runtime failed.
         """
-        return run_interruptibly(session, values)
+        return run_session(session, values)
 
     def nudged(self, seed: int) -> Subject:
         """This model with each weight moved to a neighbouring number of its type, up or down at random."""

@@ -640,6 +640,23 @@ def test_a_signal_while_models_are_loaded_ends_it(own):
     assert out == "" or process.returncode == 0
 
 
+def test_a_signal_ends_it_while_a_model_takes_forever_to_load(own):
+    endless = (
+        "import sys, threading; from bnfold.serving import following;"
+        "following.load = lambda *_: (print('loading', flush=True), threading.Event().wait());"
+        "from bnfold.cli.main import run; sys.argv[0] = 'bnfold'; run()"
+    )
+    arguments = served.command(own)[served.command(own).index("serve") :]
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", endless, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr.readline() == "loading\n"
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "nothing was in flight" in errors
+
+
 def test_each_request_is_logged_if_that_is_asked_for(own):
     with served.serving(own, "--access-log", "--quiet") as server:
         for protocol in CLIENTS:
@@ -657,7 +674,7 @@ def test_what_takes_longer_than_the_drain_is_cut_off_and_told(own):
         server.stop()
         code, errors = server.end()
         assert code == 1
-        assert "1 requests took longer than 0.2 s and were cut off" in errors
+        assert "1 request took longer than 0.2 s and was cut off" in errors
         with pytest.raises(InferenceServerException):
             running.result(30)
 
