@@ -16,7 +16,7 @@ import onnx_ir.passes.common as common_passes
 from bnfold.errors import BnfoldError, InputError, ModelError, OutputError
 from bnfold.files import StrPath, staging_folder
 from bnfold.fold import fold
-from bnfold.fold.linear import LINEAR_OPS
+from bnfold.fold.absorb import ABSORBING_OPS
 from bnfold.fold.report import FoldReport
 from bnfold.fold.sites import is_batch_norm
 from bnfold.graph import label
@@ -196,7 +196,7 @@ def _loaded(model: Source) -> ir.Model:
 
 def _may_hold_a_site(node: ir.Node) -> bool:
     """Whether an op may be an affine or absorb one, once the function's parameters are known."""
-    if is_batch_norm(node) or node.op_type in LINEAR_OPS or node.op_type == "Neg":
+    if is_batch_norm(node) or node.op_type in ABSORBING_OPS or node.op_type == "Neg":
         return True
     return node.op_type in ("Add", "Sub", "Mul", "Div") and node.inputs[0] is not node.inputs[1]
 

@@ -5,6 +5,7 @@ Nothing is written here: the result is the op with the affine in it, as a value,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,10 +15,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnfold.affine import ChannelAffine, Float64Array
-from bnfold.fold.linear import LINEAR_OPS, Linear, unit_roundoff
+from bnfold.fold.linear import AbsorbingOp, Linear, unit_roundoff
+from bnfold.fold.linear_ops import LINEAR_OPS
 from bnfold.fold.quantized import Quantization, read_quantization
+from bnfold.fold.recurrent import RECURRENT_OPS
 from bnfold.fold.report import Reason, Refusal
 from bnfold.graph import ModelGraph, attributes_of, input_of, label
+
+#: The ops that absorb an affine of their data.
+ABSORBING_OPS: Mapping[str, AbsorbingOp] = {**LINEAR_OPS, **RECURRENT_OPS}
 
 #: A constant of more elements than this is not copied for the sake of an op less.
 _MOST_COPIED = 1 << 16
@@ -57,8 +63,8 @@ def absorb_after(node: ir.Node, affine: ChannelAffine, graph: ModelGraph, pendin
 def absorb_before(
     node: ir.Node, affine: ChannelAffine, graph: ModelGraph, pending: Pending
 ) -> tuple[Linear, ChannelAffine] | Refusal:
-    """The linear op with an affine of its data input in it, and the shift that it has no bias for, on its output."""
-    op = LINEAR_OPS[node.op_type]
+    """The op with an affine of its data input in it, and the shift that it has no bias for, on its output."""
+    op = ABSORBING_OPS[node.op_type]
     linear = read_linear(node, graph, pending, bias_matters=affine.has_shift)
     if isinstance(linear, Refusal):
         return linear
@@ -81,7 +87,7 @@ def absorb_before(
         result = uniform
     left = ChannelAffine.identity()
     if result.bias is not None and not takes_bias(node, graph):
-        output_axis = op.output_axis(graph.shapes.rank(node.outputs[0]))
+        output_axis = LINEAR_OPS[node.op_type].output_axis(graph.shapes.rank(node.outputs[0]))
         if output_axis is None:
             return Refusal(Reason.UNKNOWN_SHAPE, f"the rank of the output of {label(node)} is not known")
         left = ChannelAffine.along(output_axis, 1.0, result.bias)
@@ -149,7 +155,7 @@ def _loses_a_channel(stored: NDArray[Any], exact: Float64Array, rounded: Float64
 
 def takes_bias(node: ir.Node, graph: ModelGraph) -> bool:
     """Whether the op has an input for a bias, or can be written as one that has: two matrices' product is a Gemm."""
-    if LINEAR_OPS[node.op_type].has_bias:
+    if ABSORBING_OPS[node.op_type].bias is not None:
         return True
     matrices = all(len(graph.shapes.inferred(input_of(node, index)) or ()) == 2 for index in (0, 1))
     return matrices and would_be_gemm(node, graph)
@@ -169,12 +175,19 @@ def has_runtime_bias(node: ir.Node, graph: ModelGraph) -> bool:
     return value is not None and graph.constants.floats(value) is None
 
 
+def bias_index(node: ir.Node) -> int | None:
+    """The input of a node at which it takes a bias, if it is an op that does."""
+    op = ABSORBING_OPS.get(node.op_type)
+    return op.bias.index if op is not None and op.bias is not None else None
+
+
 def _bias_value(node: ir.Node) -> ir.Value | None:
-    return node.inputs[2] if LINEAR_OPS[node.op_type].has_bias and len(node.inputs) > 2 else None
+    index = bias_index(node)
+    return node.inputs[index] if index is not None and index < len(node.inputs) else None
 
 
 def read_linear(node: ir.Node, graph: ModelGraph, pending: Pending, *, bias_matters: bool) -> Linear | Refusal:
-    """The constants of a linear op, with all that it has absorbed already."""
+    """The constants of an op that absorbs affines, with all that it has absorbed already."""
     runtime_bias = has_runtime_bias(node, graph)
     if runtime_bias and bias_matters:
         return Refusal(Reason.WEIGHT_NOT_CONSTANT, f"the bias of {label(node)} is not a constant")
@@ -187,16 +200,18 @@ def read_linear(node: ir.Node, graph: ModelGraph, pending: Pending, *, bias_matt
     if isinstance(weight, Quantization):
         quantization, weight = weight, weight.dequantized().astype(weight.scale.dtype)
     attributes = attributes_of(node)
-    op = LINEAR_OPS[node.op_type]
+    op = ABSORBING_OPS[node.op_type]
     kernel = op.kernel(weight, attributes)
     if isinstance(kernel, Refusal):
         return kernel
     bias_value = None if runtime_bias else _bias_value(node)
-    bias = None if bias_value is None else graph.constants.floats(bias_value)
-    if bias is not None:
-        if bias.ndim and bias.shape[-1] not in (1, kernel.shape[0] * kernel.shape[1]):
-            return Refusal(Reason.PARAMETERS_INVALID, f"a bias of shape {bias.shape} in {label(node)}")
-        bias = bias.astype(np.float64) * _factor(node, "beta")
+    stored = None if bias_value is None else graph.constants.floats(bias_value)
+    bias = None
+    if op.bias is not None and stored is not None:
+        read = op.bias.read(stored, kernel.shape[0] * kernel.shape[1], attributes)
+        if isinstance(read, Refusal):
+            return read
+        bias = read.astype(np.float64) * _factor(node, "beta")
     linear = replace(Linear.of(kernel, op.taps(weight.shape), bias), quantization=quantization)
     alpha = _factor(node, "alpha")
     return linear if alpha == 1.0 else replace(linear, out_scale=np.full(linear.out_channels, alpha))

@@ -18,7 +18,7 @@ from bnfold.affine import ChannelAffine
 from bnfold.fold.absorb import Pending, read_linear
 from bnfold.fold.commute import RULES
 from bnfold.fold.convolution import Convolution, Geometry, in_sequence
-from bnfold.fold.linear import LINEAR_OPS
+from bnfold.fold.linear_ops import LINEAR_OPS
 from bnfold.fold.plan import view_of
 from bnfold.fold.report import Reason, Refusal
 from bnfold.fold.sites import Selection, Site, read_affine

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnfold.constants import is_float
-from bnfold.fold.linear import LINEAR_OPS
+from bnfold.fold.absorb import bias_index
 from bnfold.fold.sites import Selection
 from bnfold.fold.write import bias_name
 from bnfold.graph import ModelGraph, in_default_domain, input_of
@@ -64,7 +64,7 @@ def fold_constants(graph: ModelGraph, selected: Selection) -> bool:
 
 def _name(node: ir.Node, index: int, value: ir.Value) -> str:
     """The value's own name is still taken; a bias is better called after its weight."""
-    weight = node.inputs[1] if node.op_type in LINEAR_OPS and index == 2 else None
+    weight = node.inputs[1] if index == bias_index(node) else None
     return bias_name(weight.name) if weight is not None and weight.name else str(value.name)
 
 

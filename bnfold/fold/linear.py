@@ -12,7 +12,7 @@ op that pads sees zeros instead of ``t`` at its border, so there ``t`` must be z
 The scales are kept beside the stored kernel, in float64, until :meth:`Linear.rounded_kernel`: each weight is rounded
 once, however many affines reach it, and a kernel that no affine reaches is never copied.
 
-Source: the ONNX operator specification of Conv, ConvTranspose, Gemm and MatMul.
+How the ops of ONNX store that is told by an :class:`AbsorbingOp` each.
 """
 
 from __future__ import annotations
@@ -258,154 +258,47 @@ def _all_finite(array: Array) -> bool:
 
 
 @dataclass(frozen=True)
-class LinearOp:
-    """How one ONNX op stores its kernel, and which axes and slots are its own: the adapter of that op.
+class BiasSlot:
+    """The input of an op that holds its bias ``b``, alone or beside other numbers.
 
     Attributes:
-        has_bias: whether the op has an input for a bias.
+        index: of the input.
+        read: ``b``, given what is stored, the number of output channels and the op's attributes; or a refusal.
+        stored: what to store, given ``b``, what is stored (None: nothing), and the op's attributes.
+    """
+
+    index: int
+    read: Callable[[Array, int, Attributes], Array | Refusal]
+    stored: Callable[[Array, Array | None, Attributes], Array]
+
+
+@dataclass(frozen=True)
+class AbsorbingOp:
+    """How one ONNX op that absorbs an affine of its data, input 0, stores the kernel, input 1: the adapter of that op.
+
+    Attributes:
+        bias: where it takes a bias; None where it takes none.
         kernel: the stored weight as ``(group, out, in, taps)``, or a refusal.
         taps: the shape of the taps, given that of the stored weight.
         stored: the weight as it is stored, given the kernel and the shape of its taps.
         input_axis: axis of the data input that the kernel contracts, given its rank (None: not known).
-        output_axis: axis of the output that holds the output channels, given its rank (None: not known).
         shift_before: None, or why a shift cannot be absorbed before the op, given the shape of the taps.
     """
 
-    has_bias: bool
+    bias: BiasSlot | None
     kernel: Callable[[Array, Attributes], Array | Refusal]
     taps: Callable[[tuple[int, ...]], tuple[int, ...]]
     stored: Callable[[Array, Attributes, tuple[int, ...]], Array]
     input_axis: Callable[[int | None, Attributes], int | None]
-    output_axis: Callable[[int | None], int | None]
     shift_before: Callable[[Attributes, tuple[int, ...]], Refusal | None]
 
 
-def _conv_kernel(weight: Array, attributes: Attributes) -> Array | Refusal:
-    group = int(attributes.get("group", 1))
-    if weight.ndim < 3 or group < 1 or weight.shape[0] % group:
-        return Refusal(Reason.PARAMETERS_INVALID, f"a weight of shape {weight.shape} with group={group}")
-    return weight.reshape(group, weight.shape[0] // group, weight.shape[1], -1)
+@dataclass(frozen=True)
+class LinearOp(AbsorbingOp):
+    """The adapter of an op that computes nothing else, and so absorbs an affine of its output as well.
 
-
-def _conv_stored(kernel: Array, _attributes: Attributes, taps: tuple[int, ...]) -> Array:
-    group, out, inner, _ = kernel.shape
-    return kernel.reshape(group * out, inner, *taps)
-
-
-def _transposed_kernel(weight: Array, attributes: Attributes) -> Array | Refusal:
-    kernel = _conv_kernel(weight, attributes)  # the same grouping, with inputs where a Conv has outputs
-    return kernel if isinstance(kernel, Refusal) else kernel.transpose(0, 2, 1, 3)
-
-
-def _transposed_stored(kernel: Array, attributes: Attributes, taps: tuple[int, ...]) -> Array:
-    return _conv_stored(kernel.transpose(0, 2, 1, 3), attributes, taps)
-
-
-def _gemm_kernel(weight: Array, attributes: Attributes) -> Array | Refusal:
-    if weight.ndim != 2:
-        return Refusal(Reason.PARAMETERS_INVALID, f"a Gemm weight of rank {weight.ndim}")
-    rows = weight if attributes.get("transB", 0) else weight.T
-    return rows[None, :, :, None]
-
-
-def _gemm_stored(kernel: Array, attributes: Attributes, _taps: tuple[int, ...]) -> Array:
-    rows: Array = kernel[0, :, :, 0]
-    return rows if attributes.get("transB", 0) else rows.T
-
-
-def _matmul_kernel(weight: Array, _attributes: Attributes) -> Array | Refusal:
-    if weight.ndim < 2:
-        return Refusal(Reason.AXIS_MISMATCH, "a MatMul by a vector has no axis of output channels")
-    # (…, K, N): a stack of matrices becomes the taps of one.
-    inner, out = weight.shape[-2:]
-    return weight.reshape(-1, inner, out).transpose(2, 1, 0)[None]
-
-
-def _matmul_stored(kernel: Array, _attributes: Attributes, taps: tuple[int, ...]) -> Array:
-    matrices: Array = kernel[0].transpose(2, 1, 0)
-    return matrices.reshape(*taps, *matrices.shape[1:])
-
-
-def _conv_shift(attributes: Attributes, taps: tuple[int, ...]) -> Refusal | None:
-    if all(size == 1 for size in taps):
-        # A 1×1 kernel never needs padding, but explicit pads would still add border pixels.
-        padded = attributes.get("auto_pad", "NOTSET") == "NOTSET" and any(attributes.get("pads", ()))
-    else:
-        auto_pad = attributes.get("auto_pad", "NOTSET")
-        padded = auto_pad.startswith("SAME") or (auto_pad == "NOTSET" and any(attributes.get("pads", ())))
-    if padded:
-        return Refusal(Reason.PADDING, "the convolution pads with zeros, where the batch norm has a shift")
-    return None
-
-
-def _transposed_shift(attributes: Attributes, taps: tuple[int, ...]) -> Refusal | None:
-    """Only a 1×1 kernel at stride 1 gives every output position every tap.
-
-    Already at ``kernel = stride`` each position sees one tap of its own, so the shift would become a pattern.
+    Attributes:
+        output_axis: axis of the output that holds the output channels, given its rank (None: not known).
     """
-    plain = (
-        all(size == 1 for size in taps)
-        and all(stride == 1 for stride in attributes.get("strides", ()))
-        and not any(attributes.get("pads", ()))
-        and not any(attributes.get("output_padding", ()))
-        and not attributes.get("output_shape")
-        and attributes.get("auto_pad", "NOTSET") in ("NOTSET", "VALID")
-    )
-    if plain:
-        return None
-    return Refusal(Reason.NONZERO_SHIFT, "a transposed convolution spreads a shift unevenly over its output positions")
 
-
-def _matmul_shift(_attributes: Attributes, taps: tuple[int, ...]) -> Refusal | None:
-    if taps:
-        return Refusal(Reason.NONZERO_SHIFT, "each matrix of the stack would turn the shift into another bias")
-    return None
-
-
-def _last(rank: int | None) -> int | None:
-    return None if rank is None else rank - 1
-
-
-def _no_refusal(_attributes: Attributes, _taps: tuple[int, ...]) -> Refusal | None:
-    return None
-
-
-#: The linear ops of ONNX that absorb an affine: the data is input 0, the weight 1, the bias (if any) 2.
-LINEAR_OPS: Mapping[str, LinearOp] = {
-    "Conv": LinearOp(
-        has_bias=True,
-        kernel=_conv_kernel,
-        taps=lambda shape: shape[2:],
-        stored=_conv_stored,
-        input_axis=lambda _rank, _attributes: 1,
-        output_axis=lambda _rank: 1,
-        shift_before=_conv_shift,
-    ),
-    "ConvTranspose": LinearOp(
-        has_bias=True,
-        kernel=_transposed_kernel,
-        taps=lambda shape: shape[2:],
-        stored=_transposed_stored,
-        input_axis=lambda _rank, _attributes: 1,
-        output_axis=lambda _rank: 1,
-        shift_before=_transposed_shift,
-    ),
-    "Gemm": LinearOp(
-        has_bias=True,
-        kernel=_gemm_kernel,
-        taps=lambda _shape: (),
-        stored=_gemm_stored,
-        input_axis=lambda _rank, attributes: 0 if attributes.get("transA", 0) else 1,
-        output_axis=lambda _rank: 1,
-        shift_before=_no_refusal,
-    ),
-    "MatMul": LinearOp(
-        has_bias=False,
-        kernel=_matmul_kernel,
-        taps=lambda shape: shape[:-2],
-        stored=_matmul_stored,
-        input_axis=lambda rank, _attributes: _last(rank),
-        output_axis=_last,
-        shift_before=_matmul_shift,
-    ),
-}
+    output_axis: Callable[[int | None], int | None]

@@ -22,10 +22,11 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.affine import ChannelAffine
-from bnfold.fold.absorb import Pending, read_linear, takes_bias
+from bnfold.fold.absorb import Pending, bias_index, read_linear, takes_bias
 from bnfold.fold.branches import Chain, Frame, Stage, chains_to, stage_before
 from bnfold.fold.convolution import Convolution, Geometry, side_by_side, weighted_sum
-from bnfold.fold.linear import LINEAR_OPS, Linear
+from bnfold.fold.linear import Linear
+from bnfold.fold.linear_ops import LINEAR_OPS
 from bnfold.fold.report import Arrangement, MergeRecord, Reason, Refusal
 from bnfold.fold.sites import Selection, Site, read_affine
 from bnfold.fold.sums import Leaf, SumTree, sum_trees
@@ -272,7 +273,7 @@ class Merger:
         if node is other:
             return True
         own, others = (self.pending.linears.get(op) for op in (node, other))
-        as_new_bias = index == 2 and others is not None and others.bias is not None
+        as_new_bias = index == bias_index(other) and others is not None and others.bias is not None
         if as_new_bias or other in self.pending.affines:
             return False  # what it reads the weight as will be a constant of its own
         own_key = weight_key(node, own) if own is not None and own.changed else None

@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from bnfold.affine import ChannelAffine
-from bnfold.fold.absorb import Pending, absorb_after, absorb_before, absorb_constant
+from bnfold.fold.absorb import Pending, absorb_after, absorb_before, absorb_constant, bias_index
 from bnfold.fold.affine_ops import expressible
 from bnfold.fold.commute import RULES, OpView
 from bnfold.fold.commute.rule import Crossing
-from bnfold.fold.linear import LINEAR_OPS
+from bnfold.fold.linear_ops import LINEAR_OPS
+from bnfold.fold.recurrent import RECURRENT_OPS
 from bnfold.fold.report import Direction, Reason, Refusal
 from bnfold.fold.search import TOO_FAR, Carry, Plan, Search, Use, with_choices
 from bnfold.fold.sites import Selection, Site, read_affine
@@ -209,6 +210,10 @@ class Planner:
         constants = self.graph.constants
         return constants.array(weight) is not None or constants.overridable(weight) or constants.quantized(weight)
 
+    def _begins_linear(self, node: ir.Node) -> bool:
+        """Whether the first that a node does to its data is linear, with a weight of its own."""
+        return self._is_linear(node) or (in_default_domain(node) and node.op_type in RECURRENT_OPS)
+
     def enter(
         self, search: Search, consumer: ir.Node, index: int, value: ir.Value, moving: ChannelAffine
     ) -> Sequence[Carry] | Refusal:
@@ -219,10 +224,11 @@ class Planner:
             return Refusal(Reason.OTHER_CONSUMER, f"{label(consumer)} is reached along two paths")
         if self.spared(consumer):
             return left_out(consumer)
-        if self._is_linear(consumer):
-            if index != 0:
+        if self._begins_linear(consumer):
+            if index in (1, bias_index(consumer)):
                 return Refusal(Reason.WEIGHT_NOT_CONSTANT, f"{label(consumer)} takes it as its weight or bias")
-            return self._enter_linear(search, consumer, moving)
+            if index == 0:
+                return self._enter_linear(search, consumer, moving)
         combined = self._combined(consumer, value, moving)
         if combined is not None:
             search.affines[consumer] = combined

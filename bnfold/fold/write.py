@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bnfold.fold.absorb import Pending, has_runtime_bias
+from bnfold.fold.absorb import ABSORBING_OPS, Pending, has_runtime_bias
 from bnfold.fold.affine_ops import rewrite
-from bnfold.fold.linear import LINEAR_OPS, Linear
+from bnfold.fold.linear import Linear
 from bnfold.fold.quantized import Quantization, write_quantization
 from bnfold.graph import ModelGraph, attributes_of, input_of, label
 
@@ -49,7 +49,7 @@ def _write_linear(graph: ModelGraph, node: ir.Node, linear: Linear, shared: dict
         if node.op_type == "MatMul":
             node.op_type = "Gemm"
         # First, because an exported bias is often computed from the shape of the weight, and so shares it.
-        graph.set_constant(node, 2, bias, bias_name(name))
+        _write_bias(graph, node, bias, bias_name(name))
     if linear.changed and linear.quantization is not None:
         changed = linear.quantization.times(linear.out_scale)
         assert isinstance(changed, Quantization), "a fold was planned that cannot be written"
@@ -66,12 +66,22 @@ def _write_linear(graph: ModelGraph, node: ir.Node, linear: Linear, shared: dict
     return linear.rounding_error() if linear.changed else 0.0
 
 
+def _write_bias(graph: ModelGraph, node: ir.Node, bias: NDArray[Any], name: str) -> None:
+    slot = ABSORBING_OPS[node.op_type].bias
+    assert slot is not None, "a shift was planned into an op without a bias"
+    value = node.inputs[slot.index] if slot.index < len(node.inputs) else None
+    present = None if value is None else graph.constants.floats(value)
+    new = slot.stored(bias, present, attributes_of(node))
+    if value is None or present is None or not value.is_initializer() or not np.array_equal(present, new):
+        graph.set_constant(node, slot.index, new, name)
+
+
 def _stored(weight: ir.Value, node: ir.Node, linear: Linear, graph: ModelGraph) -> NDArray[Any] | ir.LazyTensor:
     """The weight to be stored; one that takes the place of another is computed when it is asked for, each time.
 
     Written to a file, it is then in memory no longer than that takes, and a model may be as large as the memory.
     """
-    attributes, store = attributes_of(node), LINEAR_OPS[node.op_type].stored
+    attributes, store = attributes_of(node), ABSORBING_OPS[node.op_type].stored
     if linear.is_new:
         return store(linear.rounded_kernel(), attributes, linear.taps)
     present = graph.constants.array(weight)

@@ -129,6 +129,8 @@ class Evaluator64(ReferenceEvaluator):
             _make_late(values, self._reads[index])
             results = self._run_node(node, values, attributes)
             for name, result in zip(node.output, results, strict=False):
+                if not name:
+                    continue  # an output left out must not become the input left out of a later node
                 values[name] = result
                 if see is not None:
                     see(name, result)

@@ -16,6 +16,7 @@ from onnx.reference.op_run import OpRun
 from bnfold.verification import sampling, windows
 from bnfold.verification.corrections import CORRECTIONS
 from bnfold.verification.double import NotInFloat64Error
+from bnfold.verification.recurrence import RECURRENT
 from bnfold.verification.windows import Window
 
 Array = NDArray[Any]
@@ -175,4 +176,5 @@ OPERATORS: tuple[type[OpRun], ...] = (
     DeformConv,
     BatchNormalization,
     *CORRECTIONS,
+    *RECURRENT,
 )

@@ -31,7 +31,14 @@ Array = NDArray[Any]
 
 #: Operators whose weights a fold may round anew. A nudge to the constants of others could change a shape, the
 #: sign under a root, or the step of a quantizer.
-_WEIGHTED = frozenset({"BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul"})
+_WEIGHTED = frozenset(
+    [
+        *("BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul"),
+        # Of those that go through time, what multiplies the data, and the biases; no fold changes the rest.
+        *("GRU 1", "GRU 3", "LSTM 1", "LSTM 3", "RNN 1", "RNN 3"),
+    ]
+)
+_RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 _SCALED = frozenset({"Add", "Div", "Mul", "Sub"})
 
 #: Operators that a weight may pass on its way, its elements unchanged.
@@ -192,10 +199,10 @@ def weight_dtype(value: ir.Value) -> str | None:
 
 
 def _users(value: ir.Value) -> Iterator[str]:
-    """The operators that read a constant, directly or rearranged."""
-    for node in value.consumers():
+    """The operators that read a constant, directly or rearranged; each input of those that go through time is one."""
+    for node, index in value.uses():
         if node.op_type in _REARRANGED:
             for output in node.outputs:
                 yield from _users(output)
         else:
-            yield node.op_type
+            yield f"{node.op_type} {index}" if node.op_type in _RECURRENT else node.op_type

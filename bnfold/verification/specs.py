@@ -27,6 +27,11 @@ _HANDED_ON = frozenset(
     }
 )
 
+#: Operators that take the lengths of sequences as their fifth input. Where it is not known how long the data is, no
+#: sequence is longer than this: it is short of every length that an open axis is given, even if that is strided over.
+_RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
+_LENGTHS, _SHORT = 4, 4
+
 #: Integers that only ever become numbers are drawn between minus this and this.
 _NUMBERS = 100
 
@@ -73,36 +78,41 @@ def _dimensions(value: ir.Value) -> tuple[int | str | None, ...] | None:
 
 
 def _limits(value: ir.Value, dtype: ir.DataType) -> tuple[int, int]:
-    """Indices stay inside the table that they look up; what becomes a number may be any; else as the type says."""
+    """Indices stay inside the table that they look up, lengths inside the data; what becomes a number may be any."""
     usual = integer_limits(dtype.numpy())
     if not dtype.is_integer():
         return usual
     uses = set(_uses(value))
-    rows = [use for use in uses if isinstance(use, int)]
+    lengths = [use for kind, use in uses if kind == "length"]
+    if lengths:
+        return 1, max(min(lengths), 1) + 1
+    rows = [use for kind, use in uses if kind == "row"]
     if rows:
         return 0, max(min(rows), 1)
-    if uses == {"number"} and usual == (0, 2):
+    if {kind for kind, _ in uses} == {"number"} and usual == (0, 2):
         return (-_NUMBERS if dtype.is_signed() else 0), _NUMBERS + 1
     return usual
 
 
-def _uses(value: ir.Value) -> Iterator[int | str]:
-    """What an integer is used for: the number of rows of a table that it is an index of, ``number``, or ``else``."""
+def _uses(value: ir.Value) -> Iterator[tuple[str, int]]:
+    """What an integer is for: an index of a ``row`` of so many, a ``length`` up to that, a ``number``, or ``else``."""
     for node, index in value.uses():
-        size = _table_rows(node, index)
-        if size is not None:
-            yield size
+        rows, longest = _table_rows(node, index), _longest(node, index)
+        if rows is not None:
+            yield "row", rows
+        elif longest is not None:
+            yield "length", longest
         elif node.op_type in _HANDED_ON and (index == 0 or node.op_type == "Concat"):
             for output in node.outputs:
                 yield from _uses(output)
         elif node.op_type == "Cast":
             target = ir.DataType(node.attributes.get_int("to", 0) or 0)
             if target.is_floating_point():
-                yield "number"
+                yield "number", 0
             else:
                 yield from _uses(node.outputs[0])
         else:
-            yield "else"
+            yield "else", 0
 
 
 def _table_rows(node: ir.Node, index: int) -> int | None:
@@ -116,6 +126,15 @@ def _table_rows(node: ir.Node, index: int) -> int | None:
     sizes = data.shape if node.op_type.endswith("ND") else [data.shape[axis]]
     known = [size for size in sizes if isinstance(size, int)]
     return min(known) if known else None
+
+
+def _longest(node: ir.Node, index: int) -> int | None:
+    """How long the sequences may be whose lengths are the ``index``-th input of ``node``; None if they are none."""
+    if index != _LENGTHS or node.op_type not in _RECURRENT:
+        return None
+    data = node.inputs[0]
+    size = data.shape[int(bool(node.attributes.get_int("layout", 0)))] if data is not None and data.shape else None
+    return size if isinstance(size, int) else _SHORT
 
 
 def listed(specs: Sequence[InputSpec]) -> str:

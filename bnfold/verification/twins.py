@@ -281,7 +281,10 @@ _ROLES: Mapping[str, tuple[str, ...]] = {
     "Conv": ("X", "weight", "bias"),
     "ConvTranspose": ("X", "weight", "bias"),
     "Gemm": ("A", "weight", "bias"),
+    "GRU": ("X", "weight", "recurrent weight", "bias"),
+    "LSTM": ("X", "weight", "recurrent weight", "bias"),
     "MatMul": ("A", "weight"),
+    "RNN": ("X", "weight", "recurrent weight", "bias"),
 }
 
 
