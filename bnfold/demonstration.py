@@ -14,7 +14,7 @@ from bnfold.benchmarking import BenchmarkOptions, BenchmarkResult, benchmark
 from bnfold.errors import BnfoldError
 from bnfold.exporting import export
 from bnfold.extras import require
-from bnfold.files import StrPath, make_output_folder, write_json
+from bnfold.files import StrPath, check_output_file, output_folder, write_json
 from bnfold.fold.report import FoldReport
 from bnfold.optimizer import OptimizeOptions, optimize
 from bnfold.prediction import predict
@@ -110,7 +110,12 @@ def demo(folder: StrPath, options: DemoOptions | None = None, progress: Progress
     options = options or DemoOptions()
     for module, extra in (("torch", "train"), ("onnxruntime", "cpu"), ("jinja2", "plot"), ("matplotlib", "plot")):
         require(module, extra)
-    place = make_output_folder(folder)
+    with output_folder(folder) as place:
+        check_output_file(place / "report.html")  # now, not at the end
+        return _run(place, options, progress)
+
+
+def _run(place: Path, options: DemoOptions, progress: Progress) -> DemoResult:
     original, optimized = place / "original.onnx", place / "optimized.onnx"
     training = train(
         TrainOptions(output=place / "run", data=DATA, epochs=options.epochs, seed=options.seed, overwrite=True),

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +39,33 @@ def check_output_file(path: StrPath) -> Path:
     return target
 
 
-def make_output_folder(path: StrPath) -> Path:
-    """Create the folder ``path``, parents included, and return it.
+@contextmanager
+def output_folder(path: StrPath) -> Iterator[Path]:
+    """Create the folder ``path``, parents included; where the block fails, those that it left empty are gone again.
 
     Raises:
         OutputError: a file of that name exists or the folder cannot be created.
     """
     folder = Path(path)
+    made = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"the folder {folder} cannot be created: {error.strerror or error}") from error
-    return folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"the folder {folder} cannot be created: {_reason(error, folder)}") from error
+        yield folder
+    except BaseException:
+        for place in made:
+            with suppress(OSError):  # it is not empty, or was never made
+                place.rmdir()
+        raise
+
+
+def _reason(error: OSError, folder: Path) -> str:
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        odd = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), folder)
+        return f"{odd} is {'a link to nothing' if odd.is_symlink() and not odd.exists() else 'no folder'}"
+    return error.strerror or str(error)
 
 
 @contextmanager
@@ -67,10 +82,14 @@ def staging_folder(target: StrPath) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as folder:
             yield Path(folder)
     except OSError as error:
-        # numpy says only how many bytes of how many went through.
-        full = error.strerror is None and "requested and" in str(error)
-        reason = "the disk is full" if full else error.strerror or error
-        raise OutputError(f"{destination} cannot be written: {reason}") from error
+        raise cannot_be_written(destination, error) from error
+
+
+def cannot_be_written(target: StrPath, error: OSError) -> OutputError:
+    """The error for what the system says of a write, which names what the user asked for, not how it is staged."""
+    # numpy says only how many bytes of how many went through.
+    full = error.strerror is None and "requested and" in str(error)
+    return OutputError(f"{target} cannot be written: {'the disk is full' if full else error.strerror or error}")
 
 
 def publish(source: Path, target: StrPath) -> None:
@@ -124,4 +143,9 @@ def write_json(path: StrPath, document: Any) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
+    write_text(path, json_text(document))
+
+
+def json_text(document: Any) -> str:
+    """``document`` as indented JSON, with NaN and infinities refused."""
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"

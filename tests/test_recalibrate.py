@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +18,8 @@ from training_samples import write_npz
 import bnfold
 from bnfold.batch_norm import RunningStatistics, batch_statistics, forward_inference
 from bnfold.cli.main import main
-from bnfold.errors import CheckpointError, DataError, ModelError
+from bnfold.errors import CheckpointError, DataError, ModelError, OutputError
+from bnfold.files import staging_folder
 from bnfold.model_file import load_model, save_model
 from bnfold.recalibration import RecalibrateOptions
 from bnfold.recalibration.moments import Moments
@@ -393,6 +397,7 @@ def bad_calls(folder: Path, run: Path) -> dict[str, tuple[list[object], int, str
         "threads of none": (["recalibrate", model, "-o", out, "--data", data, "--threads", 5000], 2, "at most 1024"),
         "output is a run": (["recalibrate", run, "-o", run], 3, "exists already"),
         "output is a file": (["recalibrate", run, "-o", model], 3, "exists already"),
+        "output holds files": (["recalibrate", run, "-o", folder], 3, "exists already"),
         "absent provider": (["recalibrate", model, "-o", out, "--data", data, "--provider", "cuda"], 3, "not part"),
     }
 
@@ -401,7 +406,8 @@ def bad_calls(folder: Path, run: Path) -> dict[str, tuple[list[object], int, str
     "name",
     [
         "no output", "batch of none", "no data", "unknown data", "missing model", "missing run", "folder without a run",
-        "output is the input", "output is the data", "threads of none", "output is a run", "output is a file", "absent provider",
+        "output is the input", "output is the data", "threads of none", "output is a run", "output is a file", "output holds files",
+        "absent provider",
     ],
 )  # fmt: skip
 def test_bad_input_is_one_sentence_and_leaves_nothing(
@@ -415,3 +421,20 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     assert words in captured.err
     assert "Traceback" not in captured.err
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("write", ["save_weights", "write_run"])
+def test_a_full_disk_names_the_folder_that_was_asked_for_and_leaves_nothing(
+    write: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import bnfold.recalibration.run
+
+    def full(path: Path, *_: object) -> None:
+        with staging_folder(path / "run.json" if path.is_dir() else path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(bnfold.recalibration.run, write, full)
+    target = tmp_path / "new" / "run"
+    with pytest.raises(OutputError, match=f"^{re.escape(str(target))} cannot be written: No space left on device$"):
+        bnfold.recalibrate(run, target)
+    assert not list(tmp_path.iterdir())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 import bnfold
 from bnfold.benchmarking.statistics import Interval
 from bnfold.cli.main import main
-from bnfold.errors import OptionError
+from bnfold.errors import OptionError, OutputError
 from bnfold.studies import EXPERIMENTS, StudyOptions
 from bnfold.studies.result import Finding, Outcome, Region, Source, Verdict
 
@@ -329,6 +331,32 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
     bnfold.study(folder, StudyOptions(("scale_invariance",), quick=True))
     return folder
+
+
+def _interrupted(_laboratory: Laboratory) -> Outcome:
+    raise KeyboardInterrupt
+
+
+def _full(_source: Path, _target: Path) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "failing", "error"),
+    [
+        ("bnfold.studies.experiments.scale_invariance", "run", _interrupted, KeyboardInterrupt),
+        ("bnfold.reporting.study_pages", "publish", _full, OutputError),
+    ],
+)
+def test_a_study_that_fails_leaves_no_folder(
+    module: str, name: str, failing: object, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(import_module(module), name, failing)
+    with pytest.raises(error):
+        bnfold.study(tmp_path / "a" / "b", StudyOptions(("scale_invariance",), quick=True))
+    assert not list(tmp_path.iterdir())
 
 
 def test_pages_are_all_there_and_stand_alone(pages: Path) -> None:

@@ -34,7 +34,7 @@ from bnfold.deployment.repository import (
     model_folder,
 )
 from bnfold.errors import OptionError, OutputError, RepositoryError
-from bnfold.files import StrPath, make_output_folder, sha256_of, write_json
+from bnfold.files import StrPath, cannot_be_written, output_folder, sha256_of, write_json
 
 #: In the repository itself, where Triton looks at folders only.
 LOCK_FILE = ".bnfold.lock"
@@ -125,8 +125,7 @@ def publish_version(repository: StrPath, name: str, fill: Fill) -> DeployedModel
         RepositoryError: see :func:`check_place`.
     """
     check_name(name)
-    place = make_output_folder(repository)
-    with _writing(place), _locked(place):
+    with output_folder(repository) as place, _writing(place), _locked(place):
         home = place / name
         fresh = not home.exists()
         try:
@@ -200,8 +199,13 @@ def _writing(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = error.filename2 or error.filename or place  # what a file is copied or renamed to comes second
-        raise OutputError(f"{where} cannot be written: {error.strerror or error}") from error
+        where = Path(error.filename2 or error.filename or place)  # what a file is copied or renamed to comes second
+        staged = any(part.startswith(STAGING_PREFIX) for part in where.parts)
+        raise cannot_be_written(place if staged else where, error) from error
+    except OutputError as error:  # who writes a file knows of the staging folder only
+        if isinstance(error.__cause__, OSError):
+            raise cannot_be_written(place, error.__cause__) from error
+        raise
 
 
 @contextmanager

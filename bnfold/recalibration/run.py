@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from torch import Tensor
 from bnfold.errors import CheckpointError, DataError, OutputError, SetupError
 from bnfold.exporting import ExportOptions
 from bnfold.exporting.source import load_source
-from bnfold.files import make_output_folder
+from bnfold.files import cannot_be_written, output_folder
 from bnfold.progress import Progress
 from bnfold.recalibration.network import set_population_statistics
 from bnfold.recalibration.options import RecalibrateOptions
@@ -24,7 +24,7 @@ from bnfold.training.checkpoint import save_weights
 from bnfold.training.data import load_data, resolved_spec
 from bnfold.training.dataset import DataSet, Normalization
 from bnfold.training.evaluation import evaluate
-from bnfold.training.run import RUN_FILE, WEIGHTS_FILE, Run, read_run, write_run
+from bnfold.training.run import WEIGHTS_FILE, Run, read_run, write_run
 
 
 def recalibrate_run(source: Path, output: Path, options: RecalibrateOptions, progress: Progress) -> RecalibrateResult:
@@ -111,18 +111,20 @@ def _threads(wanted: int) -> Iterator[None]:
 @contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
     """A hidden folder beside ``target`` that takes its place once the block is done, and is gone if it failed."""
-    if target.is_file() or (target / RUN_FILE).exists():
+    if os.path.lexists(target) and (not target.is_dir() or target.is_symlink() or any(target.iterdir())):
         raise OutputError(f"{target} exists already; give the path of a new folder, which will be a run of its own")
-    make_output_folder(target.parent)
     try:
-        staged = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        with (
+            output_folder(target.parent) as place,
+            tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=place) as hidden,
+        ):
+            staged = Path(hidden) / target.name
+            staged.mkdir()
+            yield staged
+            staged.replace(target)  # takes the place of an empty folder, and of nothing else
     except OSError as error:
-        raise OutputError(f"{target} cannot be written: {error.strerror or error}") from error
-    try:
-        yield staged
-        staged.chmod(0o755)
-        staged.replace(target)  # takes the place of an empty folder, and of nothing else
-    except OSError as error:
-        raise OutputError(f"{target} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        raise cannot_be_written(target, error) from error
+    except OutputError as error:  # who writes a file knows of the hidden folder only
+        if isinstance(error.__cause__, OSError):
+            raise cannot_be_written(target, error.__cause__) from error
+        raise

@@ -4,32 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bnfold.files import write_bytes, write_json, write_text
+from bnfold.files import json_text, publish, staging_folder
 from bnfold.reporting import study_plots
 from bnfold.reporting.html import render
 from bnfold.studies.result import Finding, Outcome, StudyResult
 
 
 def write_study(result: StudyResult) -> None:
-    """Write all pages of a study into its folder.
+    """Write all pages of a study into its folder, or none.
 
     Raises:
-        OutputError: a file cannot be written.
+        OutputError: they cannot be written.
         MissingExtraError: jinja2 or matplotlib is not installed.
     """
-    folder = result.folder
+    with staging_folder(result.folder / "index.html") as staged:
+        for name, content in _pages(result):
+            (staged / name).write_bytes(content)
+        for page in sorted(staged.iterdir()):
+            publish(page, result.folder / page.name)
+
+
+def _pages(result: StudyResult) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each file."""
     for outcome in result.outcomes:
         title = f"{outcome.title} · bnfold study"
-        plot = study_plots.svg(outcome.charts)
-        write_bytes(folder / f"{outcome.name}.png", study_plots.png(outcome.charts))
-        write_text(folder / f"{outcome.name}.md", _markdown(outcome, result))
-        write_text(
-            folder / f"{outcome.name}.html",
-            render("study.html.jinja", title=title, outcome=outcome, plot=plot, result=result),
+        page = render(
+            "study.html.jinja", title=title, outcome=outcome, plot=study_plots.svg(outcome.charts), result=result
         )
-    write_text(folder / "README.md", _summary(result))
-    write_text(folder / "index.html", render("study_index.html.jinja", title="bnfold study", result=result))
-    write_json(folder / "study.json", result.to_json())
+        yield f"{outcome.name}.png", study_plots.png(outcome.charts)
+        yield f"{outcome.name}.md", _markdown(outcome, result).encode()
+        yield f"{outcome.name}.html", page.encode()
+    yield "README.md", _summary(result).encode()
+    yield "index.html", render("study_index.html.jinja", title="bnfold study", result=result).encode()
+    yield "study.json", json_text(result.to_json()).encode()
 
 
 def _summary(result: StudyResult) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bnfold.errors import OutputError
 from bnfold.extras import require
-from bnfold.files import StrPath, make_output_folder
+from bnfold.files import StrPath, check_output_file, output_folder
 from bnfold.progress import Progress, silent
 from bnfold.studies.options import EXPERIMENTS, StudyOptions
 from bnfold.studies.result import Finding, Outcome, StudyResult, Verdict
@@ -51,26 +51,26 @@ def study(folder: StrPath, options: StudyOptions | None = None, progress: Progre
     from bnfold.studies.laboratory import Laboratory
     from bnfold.studies.task import digits
 
-    place = _study_folder(folder)
     outcomes: list[Outcome] = []
-    with _one_thread():
+    with output_folder(_checked(folder)) as place, _one_thread():
+        check_output_file(place / "index.html")  # now, not after an hour
         lab = Laboratory(digits(), tuple(range(options.repetitions)), options.quick, progress)
         for name in options.chosen:
             started = time.process_time()
             progress("experiments", len(outcomes), len(options.chosen))
             outcome: Outcome = import_module(EXPERIMENTS[name]).run(lab.at(name))
             outcomes.append(replace(outcome, seconds=time.process_time() - started))
-    progress("experiments", len(outcomes), len(options.chosen))
-    result = StudyResult(place, options.repetitions, options.quick, tuple(outcomes))
-    write_study(result)
+        progress("experiments", len(outcomes), len(options.chosen))
+        result = StudyResult(place, options.repetitions, options.quick, tuple(outcomes))
+        write_study(result)
     return result
 
 
-def _study_folder(folder: StrPath) -> Path:
+def _checked(folder: StrPath) -> Path:
     """The folder for the pages; one whose README.md or index.html is nobody's study is refused, for both are written.
 
     Raises:
-        OutputError: so it is, or the folder cannot be made.
+        OutputError: so it is.
     """
     place = Path(folder)
     if not str(folder):
@@ -79,7 +79,7 @@ def _study_folder(folder: StrPath) -> Path:
         page = place / name
         if page.is_file() and mark not in page.read_bytes():
             raise OutputError(f"{page} is there already and would be lost; give a folder for the pages alone")
-    return make_output_folder(place)
+    return place
 
 
 @contextmanager

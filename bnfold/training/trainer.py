@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from bnfold.files import make_output_folder, write_bytes, write_text
+from bnfold.files import output_folder, write_bytes, write_text
 from bnfold.progress import Progress, silent
 from bnfold.training import nobody
 from bnfold.training.checkpoint import Place, load_checkpoint, save_checkpoint, save_weights
@@ -54,7 +54,7 @@ def run_training(options: TrainOptions, progress: Progress, on_epoch: EpochListe
             check_same_run(folder, previous, run)
         training = prepare(options, data, team, model)
         if team.leads:
-            stack.enter_context(claimed_folder(make_output_folder(folder)))
+            stack.enter_context(claimed_folder(stack.enter_context(output_folder(folder))))
         place = Place(0, 0, 0.0, ())
         if previous is not None:
             place = load_checkpoint(folder / CHECKPOINT_FILE, model, training.optimizer, training.average_network)
