@@ -26,6 +26,9 @@ _MESSAGE_LIMIT = 1 << 31
 #: From here on, ``auto`` moves the weights out.
 _EMBED_LIMIT = 1 << 30
 
+#: Where a model in memory keeps whether its file has graphs for training, which onnx-ir does not hold.
+_TRAINING = "bnfold.training_info"
+
 #: Suffixes under which onnx reads and writes text.
 _TEXT_SUFFIXES = (".json", ".onnxjson", ".onnxtext", ".onnxtxt", ".pbtxt", ".prototxt", ".textproto", ".txtpb")
 
@@ -114,10 +117,19 @@ def check_file(path: Path, label: str) -> tuple[onnx.ModelProto, Weights]:
 
 def _deserialize(proto: onnx.ModelProto, label: str) -> ir.Model:
     try:
-        return ir.from_proto(proto)
+        model = ir.from_proto(proto)
     except (ir.serde.SerdeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
         check_model(proto, label)  # the checker says it better, if it finds it too
         raise ModelError(f"{label} cannot be read: {root_cause(error)}") from error
+    model.meta[_TRAINING] = bool(proto.training_info)
+    return model
+
+
+def lost_on_saving(model: ir.Model) -> tuple[str, ...]:
+    """What to tell of the parts of a loaded model that a file written from it does not have."""
+    if not model.meta.get(_TRAINING):
+        return ()
+    return ("the model's training_info is not in the new file: its graphs train weights that are others now",)
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:

@@ -30,6 +30,7 @@ from bnfold.model_file import (
     is_external,
     keep_weights_of,
     load_model,
+    lost_on_saving,
     publish_model,
     write_model,
 )
@@ -149,8 +150,8 @@ def optimize(
         if options.in_place and data_file(target).exists():
             keep_weights_of(data_file(target), work)
         publish_model(staged, target)
-    notes = copy_sidecar(model, target) if isinstance(model, str | os.PathLike) else sidecar_left_by_another(target)
-    return OptimizeResult(work, report, verification, target, notes)
+    sidecar = copy_sidecar(model, target) if isinstance(model, str | os.PathLike) else sidecar_left_by_another(target)
+    return OptimizeResult(work, report, verification, target, (*lost_on_saving(work), *sidecar))
 
 
 def inspect(model: Source, options: OptimizeOptions | None = None) -> FoldReport:
@@ -183,7 +184,9 @@ def _loaded(model: Source) -> ir.Model:
     """A model of one's own to edit."""
     match model:
         case ir.Model():
-            return model.clone()
+            copy = model.clone()
+            copy.meta.update(model.meta)
+            return copy
         case onnx.ModelProto():
             return from_proto(model)
         case str() | os.PathLike():

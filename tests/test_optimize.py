@@ -42,6 +42,19 @@ def test_result_is_written_after_it_was_proven(tmp_path: Path) -> None:
     onnx.checker.check_model(result.path, full_check=True)
 
 
+@pytest.mark.parametrize("given", ["path", "proto", "ir"])
+def test_training_graphs_that_a_file_has_and_the_result_has_not_are_told_of(given: str, tmp_path: Path) -> None:
+    path = source(tmp_path)
+    proto = onnx.load(path)
+    assert bnfold.optimize(path, tmp_path / "out.onnx").notes == ()
+    proto.training_info.add().algorithm.name = "adam"
+    onnx.save(proto, path)
+    result = bnfold.optimize({"path": path, "proto": proto, "ir": load_model(path)}[given], tmp_path / "out.onnx")
+    (note,) = result.notes
+    assert "training_info is not in the new file" in note
+    assert not onnx.load(tmp_path / "out.onnx").training_info
+
+
 def test_model_in_memory_is_not_changed(tmp_path: Path) -> None:
     model = load_model(source(tmp_path))
     before = ir.to_proto(model).SerializeToString()

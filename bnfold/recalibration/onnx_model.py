@@ -23,7 +23,7 @@ from bnfold.errors import DataError, InputError, ModelError, OutputError
 from bnfold.files import StrPath
 from bnfold.fold.sites import is_batch_norm
 from bnfold.graph import ModelGraph, input_of, label
-from bnfold.model_file import check_model_output, load_model, save_model, serialized
+from bnfold.model_file import check_model_output, load_model, lost_on_saving, save_model, serialized
 from bnfold.prediction.reader import Reader, with_labels_of
 from bnfold.prediction.samples import Samples, load_samples
 from bnfold.progress import Progress
@@ -95,7 +95,7 @@ def recalibrate_onnx(
     record = recalibration_record(options.data, used, len(drifts))
     model.metadata_props["bnfold.recalibrated"] = json.dumps(record)
     path = save_model(model, target)
-    notes = copy_sidecar(source, path)
+    notes = (*lost_on_saving(model), *copy_sidecar(source, path))
     return RecalibrateResult(
         path=path,
         data=options.data,
