@@ -167,7 +167,9 @@ def table(
     from rich.table import Table
     from rich.text import Text
 
-    cells = [[cell if isinstance(cell, Text) else Text(str(cell)) for cell in row] for row in rows]
+    from bnfold.cli.cells import Cell
+
+    cells = [[cell if isinstance(cell, Text) else Cell(str(cell)) for cell in row] for row in rows]
     result = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     needed = 1
     for index, column in enumerate(columns):

@@ -303,7 +303,7 @@ def test_every_reason_and_every_role_is_explained() -> None:
 class Page(HTMLParser):
     """Reads a page as strictly as it needs: every element is closed, in order."""
 
-    VOID = frozenset({"meta", "input", "br", "link"})
+    VOID = frozenset({"meta", "input", "br", "link", "wbr"})
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -312,11 +312,13 @@ class Page(HTMLParser):
         self.links: set[str] = set()
         self.tags: Counter[str] = Counter()
         self.texts: list[str] = []
+        self.goes_on = False
         self.feed(text)
         assert not self.open
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags[tag] += 1
+        self.goes_on = tag == "wbr"  # where a word may break, it is one word still
         values = dict(attrs)
         if identity := values.get("id"):
             self.ids[identity] += 1
@@ -335,7 +337,8 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.texts.append(data)
+        self.texts[-1:] = [self.texts[-1] + data] if self.goes_on else [*self.texts[-1:], data]
+        self.goes_on = False
 
 
 def page_of(original: ir.Model, folder: Path, **options: object) -> tuple[str, Page]:

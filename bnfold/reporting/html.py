@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from bnfold.errors import InputError
 from bnfold.extras import require
 from bnfold.files import write_json, write_text
+from bnfold.line_breaks import pieces
 from bnfold.model_file import load_model
 from bnfold.reporting import fold_page, glossary, plots
 from bnfold.reporting.changes import compare
@@ -43,6 +44,7 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["sentence"] = _sentence
+    environment.filters["breakable"] = _breakable
     environment.filters["zip"] = zip
     text: str = environment.get_template(template).render(**values)
     return text
@@ -51,6 +53,13 @@ def render(template: str, **values: Any) -> str:
 def _sentence(text: str) -> str:
     """A clause as a sentence of its own."""
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def _breakable(text: str) -> str:
+    """Text whose long names may go on in the next line where their parts end, escaped."""
+    markupsafe = require("markupsafe", "plot")
+    markup: str = markupsafe.Markup("<wbr>").join(pieces(text))
+    return markup
 
 
 def write_fold_report(result: OptimizeResult, source: Path, path: Path, *, before: ir.Model | None = None) -> None:
