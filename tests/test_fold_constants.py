@@ -122,3 +122,14 @@ def test_one_constant_serves_all_its_readers() -> None:
     model, _ = folded(model_of(text, {"k": np.array(2.0, np.float32)}))
     assert ops(model) == {"Max": 1, "Min": 1}
     assert len(model.graph.initializers) == 1
+
+
+def test_weight_that_a_fold_took_out_of_sharing_is_written_out_as_it_is_read() -> None:
+    """Two would have taken more room than one and its Transposes; once one is scaled there are two."""
+    text = """g (double[N,64] x) => (double[N,64] y, double[N,64] z) {
+        t = Transpose(w) a = MatMul(x, t) y = Mul(a, scale) u = Transpose(w) b = Tanh(x) z = MatMul(b, u)
+    }"""
+    arrays = {"w": np.arange(4096.0).reshape(64, 64) / 4096, "scale": np.arange(1.0, 65.0)}
+    model, _ = folded(model_of(text, arrays))
+    assert ops(model) == {"MatMul": 2, "Tanh": 1}
+    assert len(model.graph.initializers) == 2

@@ -3,7 +3,8 @@
 The order: write out constants that tie up what they are computed from; sweep the sites from the inputs to the
 outputs, each backward if it can go there, else forward; sweep again as long as something moved, since one fold can
 open the way for another; collapse what is left of chains into one op; merge linear ops; all of it again as long as
-anything happened, since a merge opens ways too; then fold past sums what is left, and all of it again; write.
+anything happened, since a merge opens ways too; then fold past sums what is left, and all of it again; write; write
+out what is computed of constants that are shared no longer.
 ``inspect`` runs the same on a copy, so that the two can never disagree.
 """
 
@@ -142,7 +143,9 @@ def _fold(graph: ModelGraph, selected: Selection, spared: Selection, *, merge: b
         if tidy:
             progress |= take_idle_ops_away(graph, run.selected)
         progress = progress or _balance(run)
-    records = ledger.records(write(run.pending, graph))
+    errors = write(run.pending, graph)
+    fold_constants(graph, selected)  # a stored one that ops shared, each through a Transpose, may have one reader now
+    records = ledger.records(errors)
     return FoldReport(
         records=records,
         nodes_before=len(ledger.identities),
