@@ -115,6 +115,10 @@ class Constants:
         stored = sum(v.const_value.size for g in graphs for v in g.initializers.values() if v.const_value)
         return max(_MIN_LIMIT, 4 * stored)
 
+    def reconsider(self) -> None:
+        """Look anew at what was no constant: once an op between constants has folded away, what follows it is one."""
+        self._evaluated = {value: array for value, array in self._evaluated.items() if array is not None}
+
     def overridable(self, value: ir.Value) -> bool:
         """Whether ``value`` is an initializer that the caller may feed instead.
 

@@ -133,3 +133,22 @@ def test_weight_that_a_fold_took_out_of_sharing_is_written_out_as_it_is_read() -
     model, _ = folded(model_of(text, arrays))
     assert ops(model) == {"MatMul": 2, "Tanh": 1}
     assert len(model.graph.initializers) == 2
+
+
+def test_what_follows_a_batch_norm_of_constants_is_a_constant_once_the_batch_norm_is_gone() -> None:
+    text = """g (double[N,3,3] x) => (double[N,3,3] y) {
+        n = BatchNormalization(k, scale, bias, mean, var) r = Unsqueeze(n, zero) m = MatMul(r, w) y = Max(x, m)
+    }"""
+    model, _ = folded(model_of(text, norm(4) | constants(k=(3, 4), w=(4, 3)) | {"zero": np.array([0])}))
+    assert ops(model) == {"MatMul": 1, "Add": 1, "Max": 1}
+
+
+def test_constant_that_is_written_out_tells_its_shape() -> None:
+    text = """g (double[N,2,4] x) => (double[N,2,4] y) {
+        s = Div(six, three) t = Concat<axis=0>(s, rest) c = Reshape(k, t)
+        n = BatchNormalization(c, scale, bias, mean, var) a = Add(n, v) y = Max(x, a)
+    }"""
+    arrays = norm(4) | constants(k=(8,), v=(4,))
+    arrays |= {"six": np.array([6]), "three": np.array([3]), "rest": np.array([-1])}
+    model, _ = folded(model_of(text, arrays))
+    assert ops(model) == {"BatchNormalization": 1, "Max": 1}

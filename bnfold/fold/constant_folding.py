@@ -45,7 +45,8 @@ def fold_constants(graph: ModelGraph, selected: Selection) -> bool:
         selected: which nodes may be touched.
 
     Returns:
-        Whether integers were written. More may then be known of the model's shapes, and with them more constants.
+        Whether more may be known of the model's shapes now, and with them more constants: integers were written, or
+        a constant of which the inference did not know the shape.
     """
     written: dict[ir.Value, ir.Value] = {}
     for node in list(graph.nodes()):
@@ -59,7 +60,15 @@ def fold_constants(graph: ModelGraph, selected: Selection) -> bool:
                 assert array is not None
                 written[value] = graph.add_constant(array, _name(node, index, value))
             graph.use(node, index, written[value])
-    return any(new.dtype is not None and new.dtype.is_integer() for new in written.values())
+    return any(_tells_more(value, new, graph) for value, new in written.items())
+
+
+def _tells_more(value: ir.Value, new: ir.Value, graph: ModelGraph) -> bool:
+    """Whether the inference finds more from a constant that is written out than from its computation."""
+    if new.dtype is not None and new.dtype.is_integer():
+        return True
+    shape = graph.shapes.inferred(value)
+    return shape is None or not all(isinstance(dim, int) for dim in shape)
 
 
 def _name(node: ir.Node, index: int, value: ir.Value) -> str:

@@ -144,6 +144,7 @@ def _fold(graph: ModelGraph, selected: Selection, spared: Selection, *, merge: b
             progress |= take_idle_ops_away(graph, run.selected)
         progress = progress or _balance(run)
     errors = write(run.pending, graph)
+    graph.constants.reconsider()
     fold_constants(graph, selected)  # a stored one that ops shared, each through a Transpose, may have one reader now
     records = ledger.records(errors)
     return FoldReport(
