@@ -33,6 +33,12 @@ def _bnfold_proven() -> Fold:
     return lambda source, target: bnfold.optimize(source, target, OptimizeOptions(verify=VerifyOptions()))
 
 
+def _onnx_ir() -> Fold:
+    import onnx_ir as ir
+
+    return lambda source, target: ir.save(ir.load(source), target)
+
+
 def _onnxruntime() -> Fold:
     import onnxruntime
 
@@ -109,6 +115,12 @@ TOOLS: Mapping[str, Callable[[], Fold]] = {
 #: bnfold with its proof, which only its own fold time is held against.
 PROVEN = "bnfold, proven"
 
+#: The library that bnfold's graphs are made of, when nothing is done between load and save.
+UNCHANGED = "onnx-ir alone"
+
+#: What is timed beside the optimizers and is none.
+REFERENCES: Mapping[str, Callable[[], Fold]] = {PROVEN: _bnfold_proven, UNCHANGED: _onnx_ir}
+
 #: How each is used, for the reader of the tables.
 USAGE: Mapping[str, str] = {
     "bnfold": "`bnfold.optimize(source, target)`: with its checks, without the proof",
@@ -141,7 +153,7 @@ def answering(fold: Fold) -> Callable[[Answer], Answer]:
 
 
 if __name__ == "__main__":
-    chosen = _bnfold_proven() if sys.argv[1] == PROVEN else TOOLS[sys.argv[1]]()
+    chosen = {**TOOLS, **REFERENCES}[sys.argv[1]]()
     if len(sys.argv) == 2:
         serve(answering(chosen))
     else:

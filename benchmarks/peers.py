@@ -30,7 +30,7 @@ from peer_cases import CASES
 from peer_judge import runs, size
 from peer_process import Failure, RequestFailedError, Worker
 from peer_report import Fate, FoldTime, Outcome, Results, Row, Subject, document
-from peer_tools import PROVEN, installed
+from peer_tools import PROVEN, REFERENCES, UNCHANGED, installed
 from rich.console import Console
 from rich.progress import track
 
@@ -280,14 +280,19 @@ def _ranked(row: Row) -> Row:
 
 
 def _with_fold_times(rows: Sequence[Row], plan: Plan, folder: Path) -> list[Row]:
-    """The rows with fold times: all optimizers take turns, in an order drawn anew each round."""
-    workers = _workers([*rows[0].outcomes, PROVEN], rows[0].subject, folder)
+    """The rows with fold times: all optimizers take turns, in an order drawn anew each round.
+
+    With networks, load and save alone take a turn, too.
+    """
+    workers = _workers([*rows[0].outcomes, *REFERENCES], rows[0].subject, folder)
     random = np.random.default_rng(0)
     found = []
     for row in _progress(rows, "fold time", len(rows)):
         tools = [tool for tool, outcome in row.outcomes.items() if outcome.path is not None]
         expected = sum(row.outcomes[tool].seconds for tool in tools)
         rounds = int(np.clip(plan.fold_s / max(expected, 1e-3), *plan.rounds))
+        if row.subject.kind == "network":
+            tools.append(UNCHANGED)
         seconds: dict[str, list[float]] = {tool: [] for tool in tools}
         for _ in range(rounds):
             for tool in random.permutation(tools):

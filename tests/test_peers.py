@@ -11,10 +11,12 @@ import pytest
 from peer_cases import CASES, Case
 from peer_judge import fault, size
 from peer_process import Failure, RequestFailedError, Worker
-from peer_report import Fate, Outcome, Row, Subject, table
+from peer_report import Fate, FoldTime, Outcome, Row, Subject, _out_of_reach, table
+from peer_tools import UNCHANGED
 from peers import _ranked, median_interval
 
 import bnfold
+from bnfold.benchmarking.statistics import Interval
 
 READY = "import peer_process as p; p.serve"
 
@@ -166,3 +168,14 @@ def test_file_that_is_wrong_is_never_the_smallest() -> None:
 
 def test_table_is_aligned() -> None:
     assert table(["a", "b"], [["1", "long"]]) == "| a | b    |\n|---|------|\n| 1 | long |"
+
+
+def test_who_is_done_before_the_model_has_been_read_and_written_is_counted() -> None:
+    def row(**ratios: float) -> Row:
+        subject = Subject("network", "group", "name", Path("model.onnx"), 2, 1)
+        times = {name: FoldTime(0.01, Interval(ratio, ratio, ratio)) for name, ratio in ratios.items()}
+        return Row(subject, {}, {UNCHANGED if name == "unchanged" else name: time for name, time in times.items()})
+
+    rows = [row(other=0.2, unchanged=0.3), row(other=0.4, unchanged=0.3), row(other=0.1)]
+    assert _out_of_reach(rows, "other") == ", 1 of them in less than onnx-ir takes to load and save them"
+    assert _out_of_reach(rows[1:], "other") == ""
