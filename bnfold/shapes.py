@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError, EncodeError
 
 from bnfold.errors import one_line
 from bnfold.opset14 import as_of_14
-from bnfold.protos import DEFAULT_DOMAINS, bodies_of
+from bnfold.protos import DEFAULT_DOMAINS, bodies_of, nodes_of
 from bnfold.skeleton import Weights, outline_of
 
 #: One dimension: its length, its symbolic name, or None where nothing is known.
@@ -39,6 +39,9 @@ _NOTHING = ValueInfo(None, None)
 
 #: The operator set from which on there is a Unique.
 _UNIQUE = 11
+
+#: The operator set whose Slice, for the inference, leaves a named size its name whatever it cuts off.
+_MISNAMING = 10
 
 #: By its number in a file; 0 says nothing.
 _DTYPES = {dtype.value: dtype for dtype in ir.DataType if dtype is not ir.DataType.UNDEFINED}
@@ -119,13 +122,17 @@ def infer_shapes(model: ir.Model) -> ShapeTable:
 def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
     """A model with what ONNX's inference finds, of itself or of what it is in operator set 14."""
     found, later = _inferred_alone(proto), None
-    if _lacks_a_shape(found.graph):
+    misnamed = _opset(proto) == _MISNAMING and any(node.op_type == "Slice" for node in nodes_of(proto))
+    if misnamed or _lacks_a_shape(found.graph):
         with suppress(ValueError):
             later = as_of_14(proto)
-    if later is None:
-        return found
-    later = _inferred_alone(later)
-    return later if _confirms(found.graph, later.graph) else found
+    if later is not None:
+        later = _inferred_alone(later)
+        if _confirms(found.graph, later.graph):
+            return later
+    if misnamed:
+        _forget_names(found.graph)
+    return found
 
 
 def _inferred_alone(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -134,6 +141,16 @@ def _inferred_alone(proto: onnx.ModelProto) -> onnx.ModelProto:
     with suppress(onnx.shape_inference.InferenceError, RuntimeError, ValueError, EncodeError, DecodeError):
         return onnx.shape_inference.infer_shapes(proto, data_prop=True)
     return proto
+
+
+def _forget_names(graph: onnx.GraphProto) -> None:
+    """Leave open what a graph says of sizes by name, but those of its inputs."""
+    for value in (*graph.value_info, *graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.HasField("dim_param"):
+                dim.ClearField("dim_param")
+    for body in _body_protos(graph):
+        _forget_names(body)
 
 
 def _lacks_a_shape(graph: onnx.GraphProto) -> bool:
@@ -217,8 +234,7 @@ def _hide_open_bounds(proto: onnx.ModelProto) -> None:
 
     It leaves alone a start of which not even the length is known, as that of an op with as many results as it finds.
     """
-    opset = max((entry.version for entry in proto.opset_import if entry.domain in DEFAULT_DOMAINS), default=0)
-    if opset < _UNIQUE:  # before, it does not compute any
+    if _opset(proto) < _UNIQUE:  # before, it does not compute any
         return
     scopes = [(proto.graph.node, {tensor.name for tensor in proto.graph.initializer})]
     scopes += ((function.node, set()) for function in proto.functions)
@@ -233,6 +249,10 @@ def _hide_open_bounds(proto: onnx.ModelProto) -> None:
                 node.input[1] = hiding[-1][1].output[0]
         for place, hidden in reversed(hiding):
             nodes.insert(place, hidden)
+
+
+def _opset(proto: onnx.ModelProto) -> int:
+    return max((entry.version for entry in proto.opset_import if entry.domain in DEFAULT_DOMAINS), default=0)
 
 
 def _found(graph: onnx.GraphProto) -> dict[str, ValueInfo]:
