@@ -23,7 +23,9 @@ POOL = constants(
     "tiles": np.array([1, 1, 2, 1]), "tiles_c": np.array([1, 2, 1, 1]), "to33": np.array([1, 4, 3, 3]),
     "to4": np.array([1, 4, 1, 1]), "to5d": np.array([2, 1, 4, 6, 6]), "s36": np.array([0, 4, 36]),
     "s66": np.array([0, 4, 6, 6]), "s144": np.array([0, -1]), "s361": np.array([0, 4, 36, 1]), "s8": np.array([0, 4, 8, 6]),
-    "ratio": np.array(0.5, np.float32),
+    "ratio": np.array(0.5, np.float32), "lengths4": np.array([1, 6, 3, 4]), "lengths6": np.array([1, 4, 3, 2, 4, 1]),
+    "grid": np.random.default_rng(3).uniform(-1.3, 1.3, (2, 3, 5, 2)), "k5": np.arange(1.0, 6.0),
+    "togrid": np.array([0, 6, 12, 2]), "pair": np.array([2.0, 3.0]),
 }  # fmt: skip
 
 
@@ -146,6 +148,14 @@ BACKWARD: list[Row] = [
     crossing("Reshape", "c = Reshape(d, s36)", "N,4,36"),
     crossing("Reshape", "f = Reshape(d, s36) c = Reshape(f, s66)"),
     crossing("Resize", 'c = Resize<mode="nearest">(d, "", doubled)', "N,4,12,12"),
+    crossing("ReverseSequence", "c = ReverseSequence<time_axis=2, batch_axis=1>(d, lengths4)"),
+    crossing("ReverseSequence", "c = ReverseSequence<time_axis=2, batch_axis=1>(d, lengths4)", opset=10),
+    crossing("GridSample", 'c = GridSample<padding_mode="border">(d, grid)', "2,4,3,5"),
+    crossing(
+        "GridSample", 'c = GridSample<mode="bicubic", padding_mode="reflection", align_corners=1>(d, grid)', "2,4,3,5"
+    ),
+    crossing("GridSample", 'c = GridSample<mode="nearest">(d, grid)', "2,4,3,5", "scale"),
+    crossing("GridSample", 'c = GridSample<mode="cubic">(d, grid)', "2,4,3,5", "scale", opset=20),
     crossing("Resize", 'c = Resize<mode="linear">(d, "", doubled)', "N,4,12,12"),
     crossing("Resize", 'c = Resize<mode="cubic">(d, "", doubled)', "N,4,12,12"),
     crossing("Slice", "f = Conv(x, w16) c = Slice(f, i2, ten, i1, i2)"),
@@ -206,6 +216,9 @@ FORWARD: list[Row] = [
     onward("Reshape", "c = Reshape(b, s361)", "N,4,36,1"),
     onward("Reshape", "c = Reshape(b, s144)", "N,144"),
     onward("Resize", 'c = Resize<mode="linear">(b, "", doubled)', "N,4,12,12"),
+    onward("ReverseSequence", "c = ReverseSequence<time_axis=3, batch_axis=2>(b, lengths6)"),
+    onward("GridSample", 'c = GridSample<padding_mode="reflection">(b, grid)', "2,4,3,5"),
+    onward("GridSample", "c = GridSample(b, grid)", "2,4,3,5", "scale"),
     onward("Slice", "c = Slice(b, i1, i3, i1)", "N,2,6,6"),
     onward("SpaceToDepth", "c = SpaceToDepth<blocksize=2>(b)", "N,16,3,3"),
     onward("Split", "c, r = Split<axis=1>(b, halves)", "N,2,6,6"),
@@ -272,6 +285,9 @@ BACKWARD_REFUSED: list[Row] = [
         "Resize", "unsupported-op", 'c = Resize<coordinate_transformation_mode="tf_crop_and_resize">(d, roi, same)'
     ),
     refusing("Resize", "axis-mismatch", 'c = Resize<mode="linear">(d, "", stretched)'),
+    refusing("ReverseSequence", "axis-mismatch", "c = ReverseSequence<time_axis=1, batch_axis=2>(d, lengths6)"),
+    refusing("GridSample", "padding", "c = GridSample(d, grid)"),
+    refusing("GridSample", "axis-mismatch", 'c = GridSample<padding_mode="border">(d, grid) y = Mul(c, k5)'),
     refusing("Slice", "unknown-shape", "c = Slice(d, run1, ten, i1)"),
     refusing("SpaceToDepth", "axis-mismatch", "c = SpaceToDepth<blocksize=2>(d)", channels=16),
     refusing("Split", "axis-mismatch", "c, r = Split<axis=3>(d, thirds)"),
@@ -326,6 +342,10 @@ FORWARD_REFUSED: list[Row] = [
     refusing("Pad", "padding", f"{SITE} y = Pad(b, pads)"),
     refusing("RMSNormalization", "unsupported-op", f"{SITE} y = RMSNormalization(b, g6)", opset=23),
     refusing("ReduceMax", "negative-scale", f"{SITE} y = ReduceMax<axes=[2]>(b)"),
+    refusing("ReverseSequence", "axis-mismatch", f"{SITE} y = ReverseSequence<time_axis=1, batch_axis=2>(b, lengths6)"),
+    refusing("GridSample", "padding", f"{SITE} y = GridSample(b, grid)"),
+    refusing("GridSample", "axis-mismatch", 'b = Mul(a, k6) y = GridSample<padding_mode="border">(b, grid)'),
+    refusing("GridSample", "unsupported-op", "q = Reshape(a, togrid) b = Mul(q, pair) y = GridSample(u, b)"),
     refusing("ReduceMean", "axis-mismatch", f"{SITE} y = ReduceMean<axes=[1]>(b)"),
     refusing("ReduceMin", "negative-scale", f"{SITE} y = ReduceMin<axes=[2]>(b)"),
     refusing("ReduceSum", "axis-mismatch", f"{SITE} y = ReduceSum(b, i1)"),

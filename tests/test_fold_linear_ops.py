@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from folding import Array, constants, folded, model_of, norm, ops, reason_of
+from folding import Array, constants, folded, model_of, norm, ops, reason_of, used
 
 BN = "BatchNormalization(c, scale, bias, mean, var)"
 
@@ -129,6 +129,22 @@ AFTER = [
         constants(w=(3, 5, 4), k=(4,)),
         "MatMul",
     ),
+    *(
+        case(
+            f"deformable conv, group={group}, {'bias' if bias else 'no bias'}, {'mask' if mask else 'no mask'}",
+            "g (double[N,4,6,7] x, double[N,36,6,7] o, double[N,18,6,7] m) => (double[N,6,6,7] y)"
+            f" {{ c = DeformConv<group={group}, offset_group=2, pads=[1,1,1,1]>(x, w, o{bias}{mask}) y = {BN} }}",
+            constants(w=(6, 4 // group, 3, 3)) | (constants(b=(6,)) if "b" in bias else {}) | norm(6),
+            "DeformConv",
+            opset=opset,
+        )
+        for group, bias, mask, opset in [
+            (1, "", "", 19),
+            (2, ", b", "", 22),
+            (1, ", b", ", m", 19),
+            (2, ', ""', ", m", 22),
+        ]
+    ),
     case("opset 7", *after_conv("", (4, 3, 3, 3), "N,3,8,8", "N,4,6,6"), "Conv", opset=7),
     case("opset 9", *after_conv("", (4, 3, 3, 3), "N,3,8,8", "N,4,6,6"), "Conv", opset=9),
     case("opset 15", *after_conv("", (4, 3, 3, 3), "N,3,8,8", "N,4,6,6"), "Conv", opset=15),
@@ -193,6 +209,14 @@ BEFORE = [
         "g (double[N,3,8,8] x) => (double[N,4,6,6] y) { a = Sub(x, k) d = Div(a, pos) y = Conv(d, w) }",
         constants(w=(4, 3, 3, 3), k=(1, 3, 1, 1), pos=(1, 3, 1, 1)),
         "Conv",
+    ),
+    case(
+        "deformable conv, scale only",
+        "g (double[N,4,6,7] x, double[N,18,6,7] o) => (double[N,6,6,7] y)"
+        " { d = Mul(x, k) y = DeformConv<group=2, pads=[1,1,1,1]>(d, w, o) }",
+        constants(w=(6, 2, 3, 3), k=(4, 1, 1)),
+        "DeformConv",
+        opset=19,
     ),
     case(
         "transposed conv, scale only",
@@ -398,3 +422,35 @@ def test_what_algebra_forbids_is_kept_with_its_reason(reason: str, text: str, ar
     model, report = folded(source)
     assert ops(model) == ops(source)
     assert reason_of(report) == reason
+
+
+DEFORMED = [
+    ("a shift at the border", "padding", "d = BatchNormalization(x, scale, bias, mean, var) y = DeformConv(d, w, o)"),
+    ("as the offsets", "consumer-not-linear", "d = Mul(o, k18) y = DeformConv(x, w, d)"),
+    ("as the mask", "consumer-not-linear", "d = Mul(m, k9) y = DeformConv(x, w, o, b, d)"),
+]
+
+
+@pytest.mark.parametrize(("reason", "body"), [row[1:] for row in DEFORMED], ids=[row[0] for row in DEFORMED])
+def test_deformable_convolution_takes_scales_of_its_data_only(reason: str, body: str) -> None:
+    text = f"g (double[N,4,6,7] x, double[N,18,4,5] o, double[N,9,4,5] m) => (double[N,6,4,5] y) {{ {body} }}"
+    arrays = used(text, constants(w=(6, 4, 3, 3), b=(6,)) | norm(4) | constants(k18=(18, 1, 1), k9=(9, 1, 1)))
+    source = model_of(text, arrays, opset=19)
+    model, report = folded(source)
+    assert ops(model) == ops(source)
+    assert reason_of(report) == reason
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "a = DeformConv(x, w, o) c = DeformConv(x, v, o) y = Add(a, c)",
+        "a = DeformConv(x, w, o) y = Conv(a, u)",
+        "a = Conv(x, t) y = DeformConv(a, w, o)",
+    ],
+)
+def test_deformable_convolution_merges_with_nothing(body: str) -> None:
+    text = f"g (double[N,4,6,7] x, double[N,18,4,5] o) => (double[N,6,4,5] y) {{ {body} }}"
+    arrays = constants(w=(6, 4, 3, 3), v=(6, 4, 3, 3), u=(6, 6, 1, 1), t=(4, 4, 1, 1))
+    source = model_of(text, used(text, arrays), opset=19)
+    assert ops(folded(source)[0]) == ops(source)

@@ -184,7 +184,7 @@ def stage_before(value: ir.Value, graph: ModelGraph, pending: Pending, selected:
     if node.op_type in ("Identity", "Dropout"):
         crossing = RULES[node.op_type].backward(view_of(node, graph, pending), 0, ChannelAffine.identity())
         return None if isinstance(crossing, Refusal) else Stage(node, source, affine=ChannelAffine.identity())
-    if node.op_type in LINEAR_OPS:
+    if node.op_type in LINEAR_OPS and not LINEAR_OPS[node.op_type].window_is_data:
         frame = _frame_of(node, graph)
         return None if frame is None else Stage(node, source, frame, _linear_geometry(node, graph, pending))
     if node.op_type == "AveragePool":

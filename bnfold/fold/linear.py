@@ -299,6 +299,8 @@ class LinearOp(AbsorbingOp):
 
     Attributes:
         output_axis: axis of the output that holds the output channels, given its rank (None: not known).
+        window_is_data: whether what an output position sees is computed at run time: it merges with no other op.
     """
 
     output_axis: Callable[[int | None], int | None]
+    window_is_data: bool = False

@@ -1,4 +1,4 @@
-"""How Conv, ConvTranspose, Gemm and MatMul store their kernels: the adapters of the ops that are linear altogether.
+"""How Conv, ConvTranspose, DeformConv, Gemm and MatMul store their kernels: the adapters of the ops that are linear.
 
 Source: the ONNX operator specification.
 """
@@ -6,6 +6,7 @@ Source: the ONNX operator specification.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from bnfold.fold.linear import Array, Attributes, BiasSlot, LinearOp
 from bnfold.fold.report import Reason, Refusal
@@ -87,6 +88,10 @@ def _transposed_shift(attributes: Attributes, taps: tuple[int, ...]) -> Refusal 
     return Refusal(Reason.NONZERO_SHIFT, "a transposed convolution spreads a shift unevenly over its output positions")
 
 
+def _deformed_shift(_attributes: Attributes, _taps: tuple[int, ...]) -> Refusal | None:
+    return Refusal(Reason.PADDING, "the deformable convolution may look beyond the border, where it sees zeros")
+
+
 def _matmul_shift(_attributes: Attributes, taps: tuple[int, ...]) -> Refusal | None:
     if taps:
         return Refusal(Reason.NONZERO_SHIFT, "each matrix of the stack would turn the shift into another bias")
@@ -124,6 +129,16 @@ LINEAR_OPS: Mapping[str, LinearOp] = {
         input_axis=lambda _rank, _attributes: 1,
         output_axis=lambda _rank: 1,
         shift_before=_transposed_shift,
+    ),
+    "DeformConv": LinearOp(
+        bias=replace(_BIAS, index=3),
+        kernel=_conv_kernel,
+        taps=lambda shape: shape[2:],
+        stored=_conv_stored,
+        input_axis=lambda _rank, _attributes: 1,
+        output_axis=lambda _rank: 1,
+        shift_before=_deformed_shift,
+        window_is_data=True,
     ),
     "Gemm": LinearOp(
         bias=_BIAS,

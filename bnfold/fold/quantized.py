@@ -129,7 +129,7 @@ def read_quantization(node: ir.Node, graph: ModelGraph) -> Quantization | Refusa
 def _output_axis(node: ir.Node, rank: int) -> int | None:
     attributes = attributes_of(node)
     match node.op_type:
-        case "Conv":
+        case "Conv" | "DeformConv":
             return 0
         case "ConvTranspose":  # (in, out / group, …): the groups share what lies along that axis
             return 1 if attributes.get("group", 1) == 1 else None

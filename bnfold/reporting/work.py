@@ -38,7 +38,7 @@ def multiply_adds(node: ir.Node, shapes: ShapeTable, samples: frozenset[str]) ->
         return (shapes.shape(value) if value is not None else None) or (None,)
 
     match node.op_type:
-        case "Conv":
+        case "Conv" | "DeformConv":
             return _product(_pixels(dims(node.outputs[0])) + dims(node.inputs[1]), samples)
         case "ConvTranspose":
             return _product(_pixels(dims(node.inputs[0])) + dims(node.inputs[1]), samples)

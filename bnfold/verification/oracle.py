@@ -34,11 +34,11 @@ Array = NDArray[Any]
 _WEIGHTED = frozenset(
     [
         *("BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul"),
-        # Of those that go through time, what multiplies the data, and the biases; no fold changes the rest.
-        *("GRU 1", "GRU 3", "LSTM 1", "LSTM 3", "RNN 1", "RNN 3"),
+        # Of these, what multiplies the data, and the biases; no fold changes the rest.
+        *("DeformConv 1", "DeformConv 3", "GRU 1", "GRU 3", "LSTM 1", "LSTM 3", "RNN 1", "RNN 3"),
     ]
 )
-_RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
+_PARTLY_WEIGHTED = frozenset(entry.split()[0] for entry in _WEIGHTED if " " in entry)
 _SCALED = frozenset({"Add", "Div", "Mul", "Sub"})
 
 #: Operators that a weight may pass on its way, its elements unchanged.
@@ -199,10 +199,10 @@ def weight_dtype(value: ir.Value) -> str | None:
 
 
 def _users(value: ir.Value) -> Iterator[str]:
-    """The operators that read a constant, directly or rearranged; each input of those that go through time is one."""
+    """The operators that read a constant, as it is or rearranged; with the index where only some inputs are weights."""
     for node, index in value.uses():
         if node.op_type in _REARRANGED:
             for output in node.outputs:
                 yield from _users(output)
         else:
-            yield f"{node.op_type} {index}" if node.op_type in _RECURRENT else node.op_type
+            yield f"{node.op_type} {index}" if node.op_type in _PARTLY_WEIGHTED else node.op_type

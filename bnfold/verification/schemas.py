@@ -13,7 +13,7 @@ from bnfold.graph import in_default_domain
 _NEUTRAL = {"dilations": 1, "output_padding": 0, "pads": 0, "strides": 1}
 
 #: Operators whose weight tells the kernel's shape.
-_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "DeformConv"})
 
 
 def schema_of(node: ir.Node, opset: int) -> Any | None:

@@ -280,6 +280,7 @@ _ROLES: Mapping[str, tuple[str, ...]] = {
     "BatchNormalization": ("X", "scale", "B", "input_mean", "input_var"),
     "Conv": ("X", "weight", "bias"),
     "ConvTranspose": ("X", "weight", "bias"),
+    "DeformConv": ("X", "weight", "offset", "bias", "mask"),
     "Gemm": ("A", "weight", "bias"),
     "GRU": ("X", "weight", "recurrent weight", "bias"),
     "LSTM": ("X", "weight", "recurrent weight", "bias"),

@@ -21,7 +21,7 @@ from bnfold.fold.commute.layout import PassThrough, Permute, Relayout
 from bnfold.fold.commute.normalization import Normalization
 from bnfold.fold.commute.pointwise import PositivelyHomogeneous
 from bnfold.fold.commute.pooling import Pool, Reduction
-from bnfold.fold.commute.resampling import Padding, Resampling
+from bnfold.fold.commute.resampling import Padding, Resampling, Reversal, Sampling
 from bnfold.fold.commute.rule import OpView, Rule
 from bnfold.fold.commute.selection import Blocks, Expansion, Gathering, Slicing, Splitting, Tiling
 
@@ -41,6 +41,7 @@ RULES: Mapping[str, Rule] = {
     "Gather": Gathering(),
     "GlobalAveragePool": Pool(),
     "GlobalMaxPool": Pool(),
+    "GridSample": Sampling(),
     "GroupNormalization": Normalization(),
     "Identity": PassThrough(),
     "InstanceNormalization": Normalization(),
@@ -62,6 +63,7 @@ RULES: Mapping[str, Rule] = {
     "Relu": PositivelyHomogeneous(),
     "Reshape": Relayout(),
     "Resize": Resampling(),
+    "ReverseSequence": Reversal(),
     "Slice": Slicing(),
     "SpaceToDepth": Blocks(),
     "Split": Splitting(),

@@ -1,4 +1,4 @@
-"""Ops that fill in new positions: padding and resizing, along other axes than that of the affine.
+"""Ops that make positions of others: padding, resizing, sampling, reversing, along other axes than the affine's.
 
 That an axis keeps its length proves nothing here: a Pad by one in front and minus one behind moves every channel, and a
 Resize by 1.2 of four channels yields four again. The op's own numbers for the axis are read instead.
@@ -106,3 +106,27 @@ class Resampling(SameAxis):
             return np.asarray(op.attributes["scales"])
         index = 1 if op.op_type == "Upsample" or op.opset < 11 else 2
         return op.constants[index].ravel() if index in op.constants else None
+
+
+class Sampling(SameAxis):
+    """GridSample: every position of a channel is a mean of old ones of that channel, its weights sum to one.
+
+    With zeros for padding, some of the old ones are 0.
+    """
+
+    def _refusal(self, op: OpView, affine: ChannelAffine) -> Refusal | None:
+        if affine.axis not in (None, 0, 1):
+            return Refusal(Reason.AXIS_MISMATCH, f"the GridSample mixes positions along axis {affine.axis}")
+        if affine.has_shift and op.attributes.get("padding_mode", "zeros") == "zeros":
+            return Refusal(Reason.PADDING, "the GridSample pads with zeros, which the shift would change")
+        return None
+
+
+class Reversal(SameAxis):
+    """ReverseSequence: positions along the axis of time change places, as many as each sequence is long."""
+
+    def _refusal(self, op: OpView, affine: ChannelAffine) -> Refusal | None:
+        time = int(op.attributes.get("time_axis", 0))
+        if affine.axis == time:
+            return Refusal(Reason.AXIS_MISMATCH, f"the ReverseSequence turns axis {time} around")
+        return None
