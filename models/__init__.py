@@ -32,6 +32,7 @@ NETWORKS: Mapping[str, str] = {
     "acnet": "bnfold.models.acnet:ACNet",
     "convmixer": "bnfold.models.convmixer:ConvMixer",
     "convnext": "bnfold.models.convnext:ConvNeXt",
+    "crnn": "bnfold.models.crnn:CRNN",
     "dbb": "bnfold.models.dbb:DBBNet",
     "deit": "bnfold.models.deit:DeiT",
     "densenet": "bnfold.models.densenet:DenseNet",

@@ -17,7 +17,7 @@ from bnfold.verification import VerifyOptions
 _RAW = Setting(Way.RAW)
 
 #: Networks that export in about a second each.
-FAST = ("fcn1d", "levit", "mobilenet_v2", "unet")
+FAST = ("crnn", "fcn1d", "levit", "mobilenet_v2", "unet")
 
 #: How many batch norms the graphs inside onnx have, and how many algebra leaves.
 LIGHT = {

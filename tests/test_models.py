@@ -134,6 +134,10 @@ def test_a_merged_network_has_the_size_that_its_paper_gives(name: str) -> None:
         # Depthwise and 1×1 after a 2×2 patch of 6×6: 3×3 pixels.
         ("convmixer", {"width": 4, "depth": 1, "kernel": 3, "patch": 2}, (1, 6, 6), 9 * (4 * 4 + 9 * 4 + 16) + 4 * 5),
         ("fcn1d", {"widths": [3], "kernels": 5}, (2, 11), 11 * 5 * 2 * 3 + 3 * 5),
+        # 3×3 from 2 to 3 channels at 4·6 pixels, of which 2 rows are left; 3 steps, both ways: gates of 5 from 6, then
+        # from 10; a linear layer of 10 to 5.
+        ("crnn", {"widths": [3], "hidden": 5}, (2, 4, 6), 24 * 9 * 6 + 3 * 2 * 20 * (6 + 5 + 10 + 5) + 10 * 5),
+        ("crnn", {"widths": [3], "hidden": 5, "cell": "gru", "depth": 1}, (2, 4, 6), 24 * 54 + 3 * 2 * 15 * 11 + 50),
     ],
 )
 def test_multiply_adds_are_those_counted_by_hand(
@@ -141,6 +145,8 @@ def test_multiply_adds_are_those_counted_by_hand(
 ) -> None:
     (size,) = network_sizes([name], input_shape, 5, arguments)
     assert size.multiply_adds == multiply_adds
+    on_this_machine = build(name, **fitting_arguments(name, input_shape, 5) | arguments)
+    assert network_size(on_this_machine, name, input_shape, 5).multiply_adds == multiply_adds
 
 
 def test_attention_and_transposed_convolutions_are_counted() -> None:
@@ -196,6 +202,7 @@ def _on_paper(name: str, arguments: dict[str, Any]) -> torch.nn.Module:
         ("inception", {"large_stem": True, "stem": 24}, (2, 1, 32, 32), (2, 10)),
         ("resnet", {"large_stem": True, "bottleneck": True, "blocks": 2}, (2, 1, 32, 32), (2, 10)),
         ("preact_resnet", {"blocks": (1, 2, 1)}, (2, 1, 8, 8), (2, 10)),
+        ("crnn", {"cell": "gru", "depth": 3, "input_shape": (1, 8, 8)}, (2, 1, 8, 20), (2, 10)),
         ("vgg", {"depth": (1, 2, 1), "hidden": (20, 10), "side": 2}, (2, 1, 16, 16), (2, 10)),
     ],
 )
@@ -268,6 +275,10 @@ def test_the_users_own_factory_is_found_in_the_current_folder(tmp_path: Path, mo
         ("convmixer", {"kernel": 4}, "an odd number keeps the image's size"),
         ("convnext", {"kernel": 4}, "an odd number keeps the image's size"),
         ("fcn1d", {"kernels": 8}, "odd numbers"),
+        ("crnn", {"cell": "rnn"}, "cell must be one of gru, lstm"),
+        ("crnn", {"depth": 0}, "depth is 1 or more"),
+        ("crnn", {"widths": ()}, "at least one number"),
+        ("crnn", {"input_shape": (1, 3, 8)}, "3×8 pixels is too small for 2 poolings"),
         ("deit", {"heads": 3}, "3 heads cannot share"),
         ("unet", {"widths": ()}, "at least one number"),
     ],

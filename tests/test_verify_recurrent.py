@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from folding import Array
+from folding import Array, model_of
 from onnx import TensorProto, helper, numpy_helper
 
+from bnfold.fold import fold
 from bnfold.session import SessionOptions, create_session
+from bnfold.verification import VerifyOptions, verify
 from bnfold.verification.double import NotInFloat64Error
 from bnfold.verification.oracle import Oracle
+from bnfold.verification.specs import input_specs
 
 TIME, BATCH, INPUTS, HIDDEN = 6, 3, 4, 5
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -189,3 +194,124 @@ def test_what_is_not_agreed_on_is_refused(op: str, attributes: dict[str, Any]) -
     oracle = Oracle(ir.from_proto(recurrent(op, "forward", ("b", "lens", "h0"), **attributes)))
     with pytest.raises(NotInFloat64Error):
         oracle.run({"x": data()})
+
+
+def pair(op: str, *, time: int | str = 6, gain: float = 0.6, seed: int = 0, lengths: bool = True) -> Pair:
+    """An affine before a bidirectional op, and the same folded by hand: what a candidate has, in float64."""
+    random = np.random.default_rng(seed)
+    rows = GATES[op] * HIDDEN
+    shapes = {"w": (2, rows, INPUTS), "r": (2, rows, HIDDEN), "b": (2, 2 * rows), "k": (INPUTS,), "s": (INPUTS,)}
+    arrays = {name: random.normal(size=shape) for name, shape in shapes.items()}
+    arrays["r"] *= gain
+    return Pair(op, time, {name: a.astype(np.float32) for name, a in arrays.items()}, lengths)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A reference with an affine before an op, and what a candidate without it may have for weights."""
+
+    op: str
+    time: int | str
+    arrays: dict[str, Array]
+    lengths: bool
+
+    @property
+    def weight(self) -> Array:
+        """``W ⊙ s`` in float64."""
+        return self.arrays["w"].astype(np.float64) * self.arrays["k"]
+
+    @property
+    def shift(self) -> Array:
+        """``Σ W·t`` of each row, in float64."""
+        return (self.arrays["w"].astype(np.float64) * self.arrays["s"]).sum(axis=2)
+
+    def biased(self, shift: Array) -> Array:
+        """``B`` with something added to ``Wb``."""
+        both = self.arrays["b"].astype(np.float64)
+        both[:, : shift.shape[1]] += shift
+        return both
+
+    @property
+    def reference(self) -> ir.Model:
+        """The model before."""
+        return self.model("t = Tanh(x) m = Mul(t, k) d = Add(m, s)", self.arrays)
+
+    def candidate(self, **arrays: Array) -> ir.Model:
+        """The model after, by its weights; those that are not given are the right ones."""
+        given = {"w": self.weight, "b": self.biased(self.shift), **arrays}
+        narrow = {name: array.astype(np.float32) for name, array in given.items()}
+        return self.model("d = Tanh(x)", {"r": self.arrays["r"], **narrow})
+
+    def model(self, before: str, arrays: dict[str, Array]) -> ir.Model:
+        lens, fed = (f", int32[{BATCH}] lens", "lens") if self.lengths else ("", '""')
+        states = "y, yh, yc" if self.op == "LSTM" else "y, yh"
+        shape = f"float[{self.time},2,{BATCH},{HIDDEN}] y, float[2,{BATCH},{HIDDEN}] yh"
+        node = f'{states} = {self.op}<hidden_size={HIDDEN}, direction="bidirectional">(d, w, r, b, {fed})'
+        return model_of(f"g (float[{self.time},{BATCH},{INPUTS}] x{lens}) => ({shape}) {{ {before} {node} }}", arrays)
+
+
+@pytest.mark.parametrize("time", [6, "T"])
+@pytest.mark.parametrize("op", GATES)
+def test_an_honest_fold_is_proven(op: str, time: int | str) -> None:
+    both = pair(op, time=time)
+    result = verify(both.reference, both.candidate(), VerifyOptions(samples=1))
+    assert result.verdict == "equivalent", result.sentence
+    assert result.reference == "float64"
+    assert not result.notes
+    folded = both.reference
+    fold(folded)
+    assert verify(both.reference, folded, VerifyOptions(samples=1, runtime=False)).verdict == "equivalent"
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("op", GATES)
+def test_an_honest_fold_whose_errors_grow_over_time_is_proven(op: str, seed: int) -> None:
+    """With such gains a state depends on the last bit of one far back, and at times there is nothing to be proven."""
+    both = pair(op, time=50, gain=2.5, seed=seed, lengths=False)
+    result = verify(both.reference, both.candidate(), VerifyOptions(samples=1, runtime=False))
+    assert result.verdict in ("equivalent", "nothing proven"), result.sentence
+
+
+def of_direction(array: Array, direction: int, change: Callable[[Array], Array]) -> Array:
+    changed = array.copy()
+    changed[direction] = change(array[direction])
+    return changed
+
+
+#: What somebody's fold may do wrong, by the weights that it makes.
+WRONG: dict[str, Callable[[Pair], dict[str, Array]]] = {
+    "the shift subtracted": lambda p: {"b": p.biased(-p.shift)},
+    "no shift": lambda p: {"b": p.biased(0 * p.shift)},
+    "the shift scaled too": lambda p: {"b": p.biased((p.weight * p.arrays["s"]).sum(axis=2))},
+    "the shift twice, in Rb as well": lambda p: {"b": p.arrays["b"] + np.concatenate([p.shift, p.shift], axis=1)},
+    "the shift in one direction only": lambda p: {"b": of_direction(p.biased(p.shift), 1, lambda _: p.arrays["b"][1])},
+    "the scale not taken": lambda p: {"w": p.arrays["w"]},
+    "the scale on the recurrent weights": lambda p: {"r": p.arrays["r"] * p.arrays["k"][0]},
+    "the scale on the rows": lambda p: {"w": p.arrays["w"] * np.resize(p.arrays["k"], p.shift.shape[1])[:, None]},
+    "the scale in one direction only": lambda p: {"w": of_direction(p.weight, 0, lambda _: p.arrays["w"][0])},
+    "one gate forgotten": lambda p: {"w": np.concatenate([p.arrays["w"][:, :HIDDEN], p.weight[:, HIDDEN:]], axis=1)},
+    "directions exchanged": lambda p: {"w": p.weight[::-1]},
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("op", GATES)
+def test_a_wrong_fold_is_found(op: str, wrong: str) -> None:
+    both = pair(op)
+    result = verify(both.reference, both.candidate(**WRONG[wrong](both)), VerifyOptions(samples=1, runtime=False))
+    assert result.verdict == "mismatch", wrong
+
+
+def test_one_wrong_bit_of_a_weight_shows_in_the_proof_of_the_fold() -> None:
+    both = pair("LSTM")
+    weight = both.weight.astype(np.float32)
+    weight[1, 3, 2] = np.nextafter(weight[1, 3, 2], np.float32(9))
+    result = verify(both.reference, both.candidate(w=weight), VerifyOptions(samples=1, runtime=False))
+    assert result.verdict == "mismatch"
+    assert "weight" in result.sentence
+
+
+@pytest.mark.parametrize(("time", "highest"), [(6, 6), ("T", 1)])
+def test_lengths_are_drawn_within_the_data(time: int | str, highest: int) -> None:
+    specs = {spec.name: spec for spec in input_specs(pair("GRU", time=time).reference)}
+    assert specs["lens"].limits == (1, highest + 1)

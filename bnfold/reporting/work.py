@@ -1,7 +1,8 @@
 """How much a node computes: multiply-adds of one sample, from the shapes.
 
 A convolution does ``out pixels · out channels · in channels / group · kernel`` of them, a matrix product
-``M · N · K``, and a batch norm one for each element. Other ops count nothing.
+``M · N · K``, a recurrent op ``gates · hidden · (in + hidden)`` at each step in each direction, and a batch norm one
+for each element. Other ops count nothing.
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ def multiply_adds(node: ir.Node, shapes: ShapeTable, samples: frozenset[str]) ->
             if len(right) == 2:
                 return _product((*left, right[-1]), samples)
             return _product((*dims(node.outputs[0]), left[-1]), samples)
+        case "LSTM" | "GRU" | "RNN":
+            steps, rows = dims(node.inputs[0])[:2], dims(node.inputs[1])[:2]
+            parts = [_product((*steps, *rows, dims(weight)[-1]), samples) for weight in node.inputs[1:3]]
+            return None if None in parts else sum(part for part in parts if part is not None)
         case "BatchNormalization":
             return _product(dims(node.outputs[0]), samples)
     return 0

@@ -2,8 +2,9 @@
 
 bnfold's engine folds the reference in float64, where it rounds nothing to speak of. Values that both graphs have cut
 both into regions; a region must compute the same before and after, to :data:`TOLERANCE` of its scale, on random
-inputs. A value may have kept its name and lost its meaning, because an affine now crosses it later: such a value is
-no boundary, and the region goes on to the next.
+inputs (times what it makes of a rounding, where that grows over time: :mod:`bnfold.verification.growth`). A value may
+have kept its name and lost its meaning, because an affine now crosses it later: such a value is no boundary, and the
+region goes on to the next.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from bnfold.fold.report import FoldReport
 from bnfold.progress import Progress
 from bnfold.verification.bodies import Holder, bodies_of, holder
 from bnfold.verification.double import NotInFloat64Error
+from bnfold.verification.growth import growth
 from bnfold.verification.metrics import deviation, scale_of
 from bnfold.verification.oracle import Oracle
 from bnfold.verification.regions import Ground, Meeting, Network, Region, Trial, names_of
@@ -33,6 +35,9 @@ Array = NDArray[Any]
 
 #: How far a region may be off, relative to its scale: some thousand roundings of float64.
 TOLERANCE = 1e-12
+
+#: Where rounding alone may make more than this of a region's scale, nothing can be told.
+_MOST_ALLOWED = 0.1
 
 #: Where an operator takes its scales; Resize of opset 10 takes them where later ones take a region.
 _SCALES = {"Resize": 2, "Upsample": 1}
@@ -59,6 +64,7 @@ class Step:
         after: the same in the exact fold.
         error: the largest difference relative to scale, over all inputs.
         problem: why it could not be compared, if so.
+        allowed: how large it may be.
         telling: whether each channel of the result was other than 0 at least once. Where one never is, behind a Relu
             perhaps, a scale of it would not show.
     """
@@ -67,12 +73,13 @@ class Step:
     after: Region
     error: float
     problem: str = ""
+    allowed: float = TOLERANCE
     telling: bool = True
 
     @property
     def ok(self) -> bool:
         """Whether both compute the same."""
-        return self.error <= TOLERANCE and not self.problem
+        return self.error <= self.allowed and not self.problem
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +199,7 @@ def prove_algebra(
         for name in names_of(node):
             if name not in reference.producers or (waiting > _LONGEST_WAY and name not in reference.outputs):
                 continue
-            step = _compared(exact, meeting, name, ground)
+            step = _compared(reference, exact, meeting, name, ground)
             waiting += 1
             if (step.ok and step.telling) or name in reference.outputs:
                 meeting.add(name)
@@ -202,12 +209,18 @@ def prove_algebra(
     return Algebra(exact, report, tuple(steps), tuple(meeting.names))
 
 
-def _compared(exact: Network, meeting: Meeting, name: str, ground: Ground) -> Step:
+def _compared(reference: Network, exact: Network, meeting: Meeting, name: str, ground: Ground) -> Step:
     before, after = meeting.cut(name)
     step = Step(before, after, np.inf)
     try:
         for trials in ground.trials(before, meeting.inputs(before, after), after.nodes):
-            step = Step(before, after, _worst(exact, after, trials), telling=_telling(trials))
+            allowed = TOLERANCE * growth(reference, before, trials)
+            if allowed > _MOST_ALLOWED:
+                return Step(
+                    before, after, np.inf, "a rounding grows over its steps until nothing is left of the result"
+                )
+            error = _worst(exact, after, trials, allowed)
+            step = Step(before, after, error, allowed=allowed, telling=_telling(trials))
             if step.ok:
                 break
     except NotInFloat64Error as refusal:
@@ -215,8 +228,8 @@ def _compared(exact: Network, meeting: Meeting, name: str, ground: Ground) -> St
     return step
 
 
-def _worst(exact: Network, after: Region, trials: Sequence[Trial]) -> float:
-    """The largest error relative to scale; not looked for any further once it is too large."""
+def _worst(exact: Network, after: Region, trials: Sequence[Trial], allowed: float) -> float:
+    """The largest error relative to scale; not looked for any further once it is more than allowed."""
     worst, usual = 0.0, 0.0
     for feed, wanted in trials:
         found = exact.oracle.values(feed.values, [after.output])[after.output]
@@ -228,7 +241,7 @@ def _worst(exact: Network, after: Region, trials: Sequence[Trial]) -> float:
         usual = max(usual, scale_of(wanted))  # the random ones come first; with zeros, all may cancel
         error = max(float(difference.max(initial=0.0)), _channel_error(wanted, difference, usual))
         worst = max(worst, error / usual if usual > 0 else np.inf if error > 0 else 0.0)
-        if worst > TOLERANCE:
+        if worst > allowed:
             break
     return worst
 

@@ -14,6 +14,7 @@ from bnfold.errors import ModelError
 from bnfold.progress import Progress
 from bnfold.session import PROVIDERS
 from bnfold.verification.double import NotInFloat64Error
+from bnfold.verification.growth import RECURRENT
 from bnfold.verification.inputs import Feed, drawn_feeds
 from bnfold.verification.interface import Interface
 from bnfold.verification.measurement import Measurement
@@ -36,7 +37,7 @@ Run = Callable[[Mapping[str, Array]], Outputs]
 _DISAGREEMENT = 1e-3
 _DISAGREEMENT_ROUNDOFFS = 64
 
-#: How often the weights are moved for the large inputs.
+#: How often the weights are moved for the large inputs, and for all of a network whose errors may grow over time.
 _NUDGES = 3
 
 
@@ -255,9 +256,11 @@ class _Expecting:
         measurement.record(
             "nudged", self._each("rounding of weights", lambda values: oracle.run_nudged(values, next(seeds)))
         )
-        # Large inputs leave an output to few elements, where a saturated function has its step: once is chance.
+        # Large inputs leave an output to few elements, where a saturated function has its step; and what grows from
+        # step to step has in the end one direction, in which it went far or not: once is chance.
+        grows = any(node.op_type in RECURRENT for node in self._reference.model.graph.all_nodes())
         for index, feed in enumerate(self._feeds):
-            for seed in range(1, _NUDGES) if feed.kind == "large" else ():
+            for seed in range(1, _NUDGES) if feed.kind == "large" or grows else ():
                 nudged = oracle.run_nudged(feed.values, seed * len(self._feeds) + index)
                 measurement.record_again("nudged", index, nudged)
 

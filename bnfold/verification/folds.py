@@ -16,7 +16,7 @@ import onnx_ir as ir
 from bnfold.fold.report import FoldRecord, FoldReport, Kept, Kind, MergeRecord
 from bnfold.graph import label
 from bnfold.progress import Progress, silent
-from bnfold.verification.algebra import TOLERANCE, Algebra, Step, exact_folds, prove_algebra
+from bnfold.verification.algebra import Algebra, Step, exact_folds, prove_algebra
 from bnfold.verification.bodies import Holder, bodies_of, holder, holders
 from bnfold.verification.double import NotInFloat64Error
 from bnfold.verification.fold_proofs import VERDICTS, FoldProof, FoldsResult, FoldVerdict, ProofKind
@@ -256,7 +256,8 @@ def _verdict(steps: Sequence[Step], pieces: Sequence[Piece]) -> tuple[FoldVerdic
     for step in steps:
         if not step.ok and not step.problem:
             return "algebra", (
-                f"{step.before.output} is off by {step.error:.2g} of its scale, and {TOLERANCE:g} is allowed in float64"
+                f"{step.before.output} is off by {step.error:.2g} of its scale, "
+                f"and {step.allowed:.2g} is allowed in float64"
             )
     for verdict in VERDICTS:
         for piece in pieces:

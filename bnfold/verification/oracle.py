@@ -33,9 +33,9 @@ Array = NDArray[Any]
 #: sign under a root, or the step of a quantizer.
 _WEIGHTED = frozenset(
     [
-        *("BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul"),
-        # Of these, what multiplies the data, and the biases; no fold changes the rest.
-        *("DeformConv 1", "DeformConv 3", "GRU 1", "GRU 3", "LSTM 1", "LSTM 3", "RNN 1", "RNN 3"),
+        *("BatchNormalization", "Conv", "ConvTranspose", "GRU", "Gemm", "LSTM", "MatMul", "RNN"),
+        # What multiplies the data, and the bias; no fold changes the offsets and the mask.
+        *("DeformConv 1", "DeformConv 3"),
     ]
 )
 _PARTLY_WEIGHTED = frozenset(entry.split()[0] for entry in _WEIGHTED if " " in entry)

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from bnfold.draws import integer_limits
 from bnfold.errors import ModelError
+from bnfold.shapes import ShapeTable, infer_shapes
 
 #: Operators that hand on the elements of their first input as they are, or some of them.
 _HANDED_ON = frozenset(
@@ -27,10 +28,10 @@ _HANDED_ON = frozenset(
     }
 )
 
-#: Operators that take the lengths of sequences as their fifth input. Where it is not known how long the data is, no
-#: sequence is longer than this: it is short of every length that an open axis is given, even if that is strided over.
+#: Operators that take the lengths of sequences, and the input at which they do. Where it is not known how long the data
+#: is, each sequence is of one step: an open axis may be given that length, if it looks like one of samples.
 _RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
-_LENGTHS, _SHORT = 4, 4
+_LENGTHS, _SHORTEST = 4, 1
 
 #: Integers that only ever become numbers are drawn between minus this and this.
 _NUMBERS = 100
@@ -59,6 +60,7 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
     Raises:
         ModelError: an input is not a tensor of numbers.
     """
+    shapes = infer_shapes(model) if any(map(_takes_lengths, model.graph)) else None
     specs = []
     for value in model.graph.inputs:
         if value.name in model.graph.initializers:
@@ -67,7 +69,7 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
             raise ModelError(f"input {value.name!r} is not a tensor of a known type; bnfold verifies models on tensors")
         if value.dtype in (ir.DataType.STRING, ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
             raise ModelError(f"input {value.name!r} has the type {value.dtype.name}, which bnfold cannot draw")
-        specs.append(InputSpec(str(value.name), value.dtype, _dimensions(value), _limits(value, value.dtype)))
+        specs.append(InputSpec(str(value.name), value.dtype, _dimensions(value), _limits(value, value.dtype, shapes)))
     return specs
 
 
@@ -77,12 +79,12 @@ def _dimensions(value: ir.Value) -> tuple[int | str | None, ...] | None:
     return tuple(int(d) if isinstance(d, int) else (str(d.value) if d.value is not None else None) for d in value.shape)
 
 
-def _limits(value: ir.Value, dtype: ir.DataType) -> tuple[int, int]:
+def _limits(value: ir.Value, dtype: ir.DataType, shapes: ShapeTable | None) -> tuple[int, int]:
     """Indices stay inside the table that they look up, lengths inside the data; what becomes a number may be any."""
     usual = integer_limits(dtype.numpy())
     if not dtype.is_integer():
         return usual
-    uses = set(_uses(value))
+    uses = set(_uses(value, shapes))
     lengths = [use for kind, use in uses if kind == "length"]
     if lengths:
         return 1, max(min(lengths), 1) + 1
@@ -94,23 +96,23 @@ def _limits(value: ir.Value, dtype: ir.DataType) -> tuple[int, int]:
     return usual
 
 
-def _uses(value: ir.Value) -> Iterator[tuple[str, int]]:
+def _uses(value: ir.Value, shapes: ShapeTable | None) -> Iterator[tuple[str, int]]:
     """What an integer is for: an index of a ``row`` of so many, a ``length`` up to that, a ``number``, or ``else``."""
     for node, index in value.uses():
-        rows, longest = _table_rows(node, index), _longest(node, index)
+        rows = _table_rows(node, index)
         if rows is not None:
             yield "row", rows
-        elif longest is not None:
-            yield "length", longest
+        elif shapes is not None and index == _LENGTHS and _takes_lengths(node):
+            yield "length", _longest(node, shapes)
         elif node.op_type in _HANDED_ON and (index == 0 or node.op_type == "Concat"):
             for output in node.outputs:
-                yield from _uses(output)
+                yield from _uses(output, shapes)
         elif node.op_type == "Cast":
             target = ir.DataType(node.attributes.get_int("to", 0) or 0)
             if target.is_floating_point():
                 yield "number", 0
             else:
-                yield from _uses(node.outputs[0])
+                yield from _uses(node.outputs[0], shapes)
         else:
             yield "else", 0
 
@@ -128,13 +130,17 @@ def _table_rows(node: ir.Node, index: int) -> int | None:
     return min(known) if known else None
 
 
-def _longest(node: ir.Node, index: int) -> int | None:
-    """How long the sequences may be whose lengths are the ``index``-th input of ``node``; None if they are none."""
-    if index != _LENGTHS or node.op_type not in _RECURRENT:
-        return None
+def _takes_lengths(node: ir.Node) -> bool:
+    return node.op_type in _RECURRENT and len(node.inputs) > _LENGTHS and node.inputs[_LENGTHS] is not None
+
+
+def _longest(node: ir.Node, shapes: ShapeTable) -> int:
+    """How long the sequences of a node's data may be, so that they are sure to be no longer than the data."""
     data = node.inputs[0]
-    size = data.shape[int(bool(node.attributes.get_int("layout", 0)))] if data is not None and data.shape else None
-    return size if isinstance(size, int) else _SHORT
+    shape = shapes.shape(data) if data is not None else None
+    time = int(bool(node.attributes.get_int("layout", 0)))
+    size = shape[time] if shape is not None and len(shape) > time else None
+    return size if isinstance(size, int) else _SHORTEST
 
 
 def listed(specs: Sequence[InputSpec]) -> str:
