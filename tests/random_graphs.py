@@ -28,6 +28,8 @@ LINEAR: list[Step] = [
     s.matmul,
     s.gemm,
     s.normalization,
+    s.recurrent,
+    s.recurrent,
     j.left_matmul,
 ]
 AFFINE: list[Step] = [s.batch_norm, s.batch_norm, s.batch_norm, s.binary, s.binary, s.scale, s.tokens]

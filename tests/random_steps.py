@@ -78,6 +78,30 @@ def gemm(b: Builder) -> None:
     b.add("Gemm", [x, weight, *bias], transA=int(flipped), transB=int(transposed), alpha=0.5, beta=2.0)
 
 
+def recurrent(b: Builder) -> None:
+    """An LSTM, GRU or RNN over one of the first two axes; it is linear before it is anything else."""
+    x = b.pick()
+    if len(x.shape) < 3:
+        return
+    if len(x.shape) > 3:
+        if not b.add("Reshape", [x, b.ints(0, -1, x.shape[-1])]):
+            return
+        x = b.tensors[-1]
+    op_type, direction = b.one("LSTM", "GRU", "RNN"), b.one("forward", "reverse", "bidirectional")
+    layout = b.one(0, 1) if b.opset >= 14 else None
+    count, hidden = 1 + (direction == "bidirectional"), b.number(1, 2)
+    rows = {"LSTM": 4, "GRU": 3, "RNN": 1}[op_type] * hidden
+    time, batch = x.shape[:2] if not layout else x.shape[1::-1]
+    inputs: list[Tensor | ir.Value | None] = [x]
+    inputs += [b.constant(b.floats(count, rows, size), share=True) for size in (x.shape[-1], hidden)]
+    inputs.append(b.constant(b.floats(count, 2 * rows), share=True) if b.chance(60) else None)
+    if b.chance(20) and not (b.dynamic and layout):
+        inputs.append(b.constant(b.random.integers(1, time + 1, batch).astype(np.int32), plain=True))
+    outputs = 1 if b.dynamic else b.one(1, 1, 2)
+    b.axis = -1
+    b.add(op_type, inputs, outputs, hidden_size=hidden, direction=direction, layout=layout)
+
+
 # Affines.
 
 
