@@ -382,7 +382,7 @@ PARTS = [
         {"Conv": 2, "Relu": 1},
     ),
     (
-        "of a batch norm between a Neg and an Add, the Add alone",
+        "of a batch norm between a Neg and a Mul, the Mul alone",
         "g (double[N,4,6,6] x) => (double[N,4,6,6] y) { a = Tanh(x) b = Neg(a) c = BatchNormalization(b, scale, bias, mean, var) "
         "d = Mul(c, k) y = Conv<pads=[1,1,1,1]>(d, w) }",
         constants(w=(4, 4, 3, 3), k=(4, 1, 1)) | norm(4),

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from folding import Array, constants, folded, model_of, norm, ops, reason_of, used
 
+from bnfold.fold import fold
+
 BN = "BatchNormalization(c, scale, bias, mean, var)"
 
 
@@ -219,6 +221,24 @@ BEFORE = [
         opset=19,
     ),
     case(
+        "padded conv takes the scale of a chain, whose shift stays",
+        "g (double[N,8,8,3] x) => (double[N,4,8,8] y)"
+        " { a = Div(x, k255) b = Sub(a, m) c = Div(b, pos) d = Transpose<perm=[0,3,1,2]>(c) y = Conv<pads=[1,1,1,1]>(d, w) }",
+        constants(w=(4, 3, 3, 3), m=(3,), pos=(3,)) | {"k255": np.array(255.0)},
+        "Add",
+        "Transpose",
+        "Conv",
+    ),
+    case(
+        "matmuls that have no bias take the scale of a chain, whose shift stays",
+        "g (double[3,4,4] x) => (double[3,4,5] y, double[3,4,6] z)"
+        " { a = Mul(x, k) b = Add(a, l) y = MatMul(b, w) z = MatMul(b, v) }",
+        constants(w=(4, 5), v=(4, 6), k=(4,), l=(4,)),
+        "Add",
+        "MatMul",
+        "MatMul",
+    ),
+    case(
         "transposed conv, scale only",
         "g (double[N,4,5,5] x) => (double[N,6,11,11] y) { d = Mul(x, k) y = ConvTranspose<group=2, strides=[2,2]>(d, w) }",
         constants(w=(4, 3, 3, 3), k=(4, 1, 1)),
@@ -303,6 +323,13 @@ KEPT = [
         "padding",
         "g (double[N,3,8,8] x) => (double[N,4,8,8] y) { d = BatchNormalization(x, scale, bias, mean, var) y = Conv<pads=[1,1,1,1]>(d, w) }",
         constants(w=(4, 3, 3, 3)) | norm(3),
+    ),
+    (
+        "a chain of which one channel is multiplied by 0, so that its shift cannot go ahead",
+        "padding",
+        "g (double[N,8,8,3] x) => (double[N,4,8,8] y)"
+        " { b = Mul(x, k) c = Add(b, l) d = Transpose<perm=[0,3,1,2]>(c) y = Conv<pads=[1,1,1,1]>(d, w) }",
+        constants(w=(4, 3, 3, 3), l=(3,)) | {"k": np.array([2.0, 0.0, 3.0])},
     ),
     (
         "auto_pad pads",
@@ -454,3 +481,14 @@ def test_deformable_convolution_merges_with_nothing(body: str) -> None:
     arrays = constants(w=(6, 4, 3, 3), v=(6, 4, 3, 3), u=(6, 6, 1, 1), t=(4, 4, 1, 1))
     source = model_of(text, used(text, arrays), opset=19)
     assert ops(folded(source)[0]) == ops(source)
+
+
+def test_shift_does_not_go_ahead_of_its_scale_in_a_type_that_may_not_hold_their_quotient() -> None:
+    text = """g (float16[N,8,8,3] x) => (float16[N,4,8,8] y) {
+        b = Mul(x, k) c = Add(b, l) d = Transpose<perm=[0,3,1,2]>(c) y = Conv<pads=[1,1,1,1]>(d, w)
+    }"""
+    arrays = {name: array.astype(np.float16) for name, array in constants(w=(4, 3, 3, 3), l=(3,), k=(3,)).items()}
+    model = model_of(text, arrays)
+    report = fold(model)
+    assert ops(model) == {"Mul": 1, "Add": 1, "Transpose": 1, "Conv": 1}
+    assert reason_of(report) == "padding"

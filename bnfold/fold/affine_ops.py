@@ -23,23 +23,38 @@ def single_op(affine: ChannelAffine, like: ir.Value, graph: ModelGraph) -> NewOp
     An Add for a shift, a Mul for a scale, a batch norm for both: ONNX Runtime runs that in one pass.
     """
     dtype, rank = graph.shapes.dtype(like), graph.shapes.rank(like)
-    if dtype is None or (rank is None and affine.axis is not None) or not storable(affine, dtype):
+    if dtype is None or not is_single_op(affine, like, graph):
         return None
     if not (affine.has_scale and affine.has_shift):
         op_type = "Mul" if affine.has_scale else "Add"
         vector = affine.scale if affine.has_scale else affine.shift
         constant = _broadcastable(vector, affine.axis, rank).astype(dtype.numpy())
         return NewOp(op_type, (graph.add_constant(constant, f"{like.name}_{op_type.lower()}"),))
-    shape = graph.shapes.shape(like)
-    if shape is None or len(shape) < 2 or not isinstance(shape[1], int) or affine.axis not in (1, None):
-        return None
-    if dtype is ir.DataType.BFLOAT16 and graph.opset < 14:  # the operator takes it from there on
-        return None
+    channels = _channels(like, graph)
+    assert channels is not None
     constants = tuple(
         graph.add_constant(array.astype(dtype.numpy()), f"{like.name}_batchnorm_{name}")
-        for name, array in _batch_norm_parameters(affine.spread(1, shape[1]), _EPSILON).items()
+        for name, array in _batch_norm_parameters(affine.spread(1, channels), _EPSILON).items()
     )
     return NewOp("BatchNormalization", constants, {"epsilon": _EPSILON})
+
+
+def is_single_op(affine: ChannelAffine, like: ir.Value, graph: ModelGraph) -> bool:
+    """Whether one op can compute ``affine`` on a tensor like ``like``: the one that :func:`single_op` makes."""
+    dtype, rank = graph.shapes.dtype(like), graph.shapes.rank(like)
+    if dtype is None or (rank is None and affine.axis is not None) or not storable(affine, dtype):
+        return False
+    if not (affine.has_scale and affine.has_shift):
+        return True
+    if dtype is ir.DataType.BFLOAT16 and graph.opset < 14:  # the operator takes it from there on
+        return False
+    return affine.axis in (1, None) and _channels(like, graph) is not None
+
+
+def _channels(value: ir.Value, graph: ModelGraph) -> int | None:
+    """The length of axis 1, if there is one and it is known."""
+    shape = graph.shapes.shape(value)
+    return shape[1] if shape is not None and len(shape) > 1 and isinstance(shape[1], int) else None
 
 
 def expressible(node: ir.Node, affine: ChannelAffine, graph: ModelGraph) -> bool:

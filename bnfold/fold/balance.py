@@ -68,7 +68,7 @@ def balanced(planner: Planner, site: Site) -> Plan | None:
     if not _may_divide(site, planner.graph):
         return None
     search = with_choices(site, lambda search: _search(planner, search))
-    plan = search if isinstance(search, Refusal) else search.forward_plan()
+    plan = search if isinstance(search, Refusal) else search.forward_plan(ChannelAffine.identity())
     return plan if isinstance(plan, Plan) else None
 
 

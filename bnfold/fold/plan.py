@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from bnfold.affine import ChannelAffine
 from bnfold.fold.absorb import Pending, absorb_after, absorb_before, absorb_constant, bias_index
-from bnfold.fold.affine_ops import expressible
+from bnfold.fold.affine_ops import expressible, is_single_op
 from bnfold.fold.commute import RULES, OpView
 from bnfold.fold.commute.rule import Crossing
 from bnfold.fold.linear_ops import LINEAR_OPS
@@ -26,6 +26,9 @@ from bnfold.graph import ModelGraph, attributes_of, in_default_domain, input_of,
 
 #: Ops that carry values over in steps, which no affine crosses unchanged.
 _ROUNDING = frozenset({"DequantizeLinear", "QuantizeLinear"})
+
+#: Why ops refuse a shift that may take a scale.
+_REFUSING_SHIFTS = frozenset({Reason.NONZERO_SHIFT, Reason.NO_BIAS, Reason.PADDING})
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +61,26 @@ class Planner:
         return plan
 
     def forward(self, site: Site) -> Plan | Refusal:
-        """Move the site into the ops that consume its output; all of them must accept."""
+        """Move the site into the ops that consume its output; all of them must accept.
+
+        Where they refuse a shift, they may take the scale, and the shift stays as one Add before it:
+        ``s·x + t = s·(x + t/s)``. Worth it where the site is two ops and cannot become one: a batch norm is no slower
+        than an Add, and ONNX Runtime computes it among convolutions in the layout that it has there. Not in float16,
+        whose range ``x + t/s`` may leave where ``s·x + t`` does not.
+        """
+        plan = self._forward(site, site.affine, ChannelAffine.identity())
+        if not isinstance(plan, Refusal) or plan.reason not in _REFUSING_SHIFTS or len(site.nodes) < 2:
+            return plan
+        ahead = _shift_ahead_of_scale(site.affine)
+        is_narrow = self.graph.shapes.dtype(site.output) is ir.DataType.FLOAT16
+        if ahead is None or is_narrow or is_single_op(site.affine, site.output, self.graph):
+            return plan
+        scaled = self._forward(site, site.affine.scale_only(), ahead)
+        return scaled if isinstance(scaled, Plan) else plan
+
+    def _forward(self, site: Site, affine: ChannelAffine, remainder: ChannelAffine) -> Plan | Refusal:
         search = Search(site)
-        work: list[Carry] = [(site.output, site.affine)]
+        work: list[Carry] = [(site.output, affine)]
         while work:
             if len(search.path) > self.reach:
                 return TOO_FAR
@@ -75,7 +95,7 @@ class Planner:
                 if isinstance(beyond, Refusal):
                     return beyond
                 work += beyond
-        return search.forward_plan()
+        return search.forward_plan(remainder)
 
     def _backward(self, site: Site, affine: ChannelAffine, remainder: ChannelAffine) -> Plan | Refusal:
         search = with_choices(site, lambda search: self._search_backward(search, affine))
@@ -287,6 +307,13 @@ class Planner:
         if combined is None or not expressible(node, combined, self.graph):
             return None
         return combined
+
+
+def _shift_ahead_of_scale(affine: ChannelAffine) -> ChannelAffine | None:
+    """What is added to ``x`` where only the scale comes after it; None where there is no scale, or one is 0."""
+    if not affine.has_scale or not affine.scale.all():
+        return None
+    return ChannelAffine.along(affine.axis, 1.0, affine.shift / affine.scale)
 
 
 def left_out(node: ir.Node) -> Refusal:

@@ -69,11 +69,11 @@ class Search:
         """Whether the search has been at ``node`` before, along another branch."""
         return node in self.linears or node in self.affines or node in self.path or node in self.site.nodes
 
-    def forward_plan(self) -> Plan | Refusal:
-        """The plan, once all consumers have accepted."""
+    def forward_plan(self, remainder: ChannelAffine) -> Plan | Refusal:
+        """The plan, once all consumers have accepted, with what stays in the place of the site."""
         if len(self.added) > len(self.site.nodes):
             return Refusal(Reason.NO_BIAS, f"{len(self.added)} ops without a bias would need an Add each")
-        return self.plan(Direction.FORWARD, ChannelAffine.identity())
+        return self.plan(Direction.FORWARD, remainder)
 
     def plan(self, direction: Direction, remainder: ChannelAffine) -> Plan:
         """The plan, with what stays in the place of the site."""
