@@ -1,10 +1,11 @@
-"""Ops that exporters leave behind and that compute nothing, taken away before anything folds.
+"""Ops that exporters leave behind and that others make needless, taken away before anything folds.
 
 1. What gives what it reads (:mod:`bnfold.fold.noops`): an Identity, a Dropout as inference runs it, a Cast to the type
    that is there, a Slice of everything, a Pad by nothing, a pooling of windows of one element, a Concat of one value.
 2. A list of pieces from which each is taken out again: SplitToSequence and SequenceAt are a Split.
 3. Sizes for a Reshape of which one is computed while the model runs: it is -1, and what computed it goes.
 4. A Reshape, Flatten, Squeeze or Unsqueeze before a Reshape that would do alone.
+5. A Pad with zeros before ops that can pad themselves (:mod:`bnfold.fold.padding`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.fold.noops import integers, is_noop
+from bnfold.fold.padding import pad_in_place
 from bnfold.fold.sites import Selection
 from bnfold.graph import ModelGraph, in_default_domain, input_of
 
@@ -40,6 +42,8 @@ def take_idle_ops_away(graph: ModelGraph, selected: Selection) -> bool:
             changed |= _take_away(node, graph)
         elif node.op_type == "SplitToSequence":
             changed |= _split_at_once(node, graph, selected)
+        elif node.op_type == "Pad":
+            changed |= pad_in_place(node, graph, selected)
         elif node.op_type == "Reshape":
             changed |= _fix_sizes(node, graph, selected)
             changed |= _reshape_at_once(node, graph, selected)
