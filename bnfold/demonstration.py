@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from bnfold.benchmarking import BenchmarkOptions, BenchmarkResult, benchmark
-from bnfold.errors import BnfoldError
+from bnfold.errors import BnfoldError, OutputError
 from bnfold.exporting import export
 from bnfold.extras import require
-from bnfold.files import StrPath, check_output_file, output_folder, write_json
+from bnfold.files import StrPath, check_output_file, output_folder, write_json, write_text
 from bnfold.fold.report import FoldReport
 from bnfold.optimizer import OptimizeOptions, optimize
 from bnfold.prediction import predict
@@ -24,6 +24,14 @@ from bnfold.training import TrainOptions, TrainResult, train
 from bnfold.verification import VerifyOptions, VerifyResult
 
 DATA = "digits"
+
+#: How the note in the demo's folder begins, by which the next demo knows it.
+_MARK = "# A demo of bnfold\n"
+
+_README = """
+`bnfold demo` made these files: a network trained on scikit-learn's digits, exported, folded, proven and measured.
+[report.html](report.html) tells what came of it; the next demo in this folder replaces all of them.
+"""
 
 
 @dataclass(frozen=True)
@@ -105,17 +113,32 @@ def demo(folder: StrPath, options: DemoOptions | None = None, progress: Progress
 
     Raises:
         MissingExtraError: a package of the extras ``cpu``, ``train`` or ``plot`` is missing.
-        OutputError: the folder cannot be written.
+        OptionError: the time is no number of seconds.
+        OutputError: the folder cannot be written, or holds files that are no demo's.
     """
     options = options or DemoOptions()
     for module, extra in (("torch", "train"), ("onnxruntime", "cpu"), ("jinja2", "plot"), ("matplotlib", "plot")):
         require(module, extra)
+    measure = BenchmarkOptions(seconds=options.seconds, seed=options.seed)
     with output_folder(folder) as place:
+        _check_is_ours(place)
         check_output_file(place / "report.html")  # now, not at the end
-        return _run(place, options, progress)
+        write_text(place / "README.md", _MARK + _README)
+        return _run(place, options, measure, progress)
 
 
-def _run(place: Path, options: DemoOptions, progress: Progress) -> DemoResult:
+def _check_is_ours(place: Path) -> None:
+    """Refuse a folder with files that are no demo's: a training run among them would be written over."""
+    note = place / "README.md"
+    if (
+        place.is_dir()
+        and any(place.iterdir())
+        and not (note.is_file() and note.read_bytes().startswith(_MARK.encode()))
+    ):
+        raise OutputError(f"{place} holds files that are no demo's, and some might be lost; give a folder of its own")
+
+
+def _run(place: Path, options: DemoOptions, measure: BenchmarkOptions, progress: Progress) -> DemoResult:
     original, optimized = place / "original.onnx", place / "optimized.onnx"
     training = train(
         TrainOptions(output=place / "run", data=DATA, epochs=options.epochs, seed=options.seed, overwrite=True),
@@ -130,7 +153,7 @@ def _run(place: Path, options: DemoOptions, progress: Progress) -> DemoResult:
         accuracy = predict(path, DATA).accuracy
         assert accuracy is not None
         accuracies[name] = accuracy
-    measured = benchmark([original, optimized], BenchmarkOptions(seconds=options.seconds, seed=options.seed), progress)
+    measured = benchmark([original, optimized], measure, progress)
     result = DemoResult(place, training, folded.report, folded.verification, measured, accuracies, original, optimized)
     write_json(place / "folds.json", folded.report.to_json())
     write_json(place / "verification.json", folded.verification.to_json())

@@ -76,7 +76,8 @@ _MOST = 300
 
 def one_line(message: BaseException | str) -> str:
     """What another program's error says, as one line of bounded length; its class where it says nothing."""
-    text = " ".join(str(message).split()) or type(message).__name__
+    said = str(message).partition("Exception raised from ")[0]  # where in torch's own code is no user's concern
+    text = " ".join(said.split()) or type(message).__name__
     return text if len(text) <= _MOST else f"{text[: _MOST - 1]}…"
 
 

@@ -44,8 +44,10 @@ def output_folder(path: StrPath) -> Iterator[Path]:
     """Create the folder ``path``, parents included; where the block fails, those that it left empty are gone again.
 
     Raises:
-        OutputError: a file of that name exists or the folder cannot be created.
+        OutputError: the name is empty, a file of that name exists or the folder cannot be created.
     """
+    if not os.fspath(path):
+        raise OutputError("the name of the folder to write is empty; give one")
     folder = Path(path)
     made = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
     try:
@@ -134,7 +136,7 @@ def write_text(path: StrPath, content: str) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    write_bytes(path, content.encode())
+    write_bytes(path, content.encode(errors="backslashreplace"))  # a file's name may be no text
 
 
 def write_json(path: StrPath, document: Any) -> None:

@@ -142,6 +142,8 @@ def create_session(model: str | Path | bytes, options: SessionOptions | None = N
         settings.add_session_config_entry("session.save_model_format", "ORT")
     source = model if isinstance(model, bytes) else str(model)
     label = "the model in memory" if isinstance(model, bytes) else str(model)
+    if not label.isascii():
+        _check_is_text(label)
     try:
         with warnings.catch_warnings():
             # It warns of a fall-back to the CPU, which is an error three lines on.
@@ -161,6 +163,13 @@ def create_session(model: str | Path | bytes, options: SessionOptions | None = N
         )
     session.disable_fallback()
     return session
+
+
+def _check_is_text(path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise ModelError(f"ONNX Runtime takes no file whose name is not UTF-8: {path!r}; give it another") from error
 
 
 def _remedy(provider: str) -> str:

@@ -5,10 +5,12 @@ Exit codes: 0 done; 1 ran, and the answer is no; 2 wrong usage; 3 bad input or e
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
 import sys
+from contextlib import suppress
 from importlib import import_module
 
 import click
@@ -85,10 +87,11 @@ def main(arguments: list[str] | None = None) -> int:
         code = bnfold.main(arguments, prog_name="bnfold", standalone_mode=False, obj=state)
         sys.stdout.flush()  # here, where a full disk or a closed pipe can still be told of
     except click.ClickException as error:
-        error.show()
+        with suppress(OSError):  # nobody reads it; the exit code tells all the same
+            error.show()
         return 2
     except (KeyboardInterrupt, click.Abort):
-        click.echo("bnfold: interrupted", err=True)
+        _say("interrupted")
         return 130
     except (_ReaderGoneError, BrokenPipeError):
         # End quietly, with the code of a program that SIGPIPE ended.
@@ -98,25 +101,30 @@ def main(arguments: list[str] | None = None) -> int:
         # Ctrl-C while a compiled module, onnxruntime's for one, is loaded comes out as this.
         if not isinstance(error.__cause__, KeyboardInterrupt):
             raise
-        click.echo("bnfold: interrupted", err=True)
+        _say("interrupted")
         return 130
     except (MemoryError, RecursionError) as error:
         if state["debug"]:
             raise
-        click.echo(f"bnfold: {_too_much(error)}", err=True)
+        _say(_too_much(error))
         return 3
     except OSError as error:
         if state["debug"]:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        click.echo(f"bnfold: {where}{error.strerror or error}", err=True)
+        _say(f"{where}{error.strerror or error}")
         return 3
     except BnfoldError as error:
         if state["debug"]:
             raise
-        click.echo(f"bnfold: {error}", err=True)
+        _say(str(error))
         return 2 if isinstance(error, OptionError) else 3
     return code if isinstance(code, int) else 0
+
+
+def _say(sentence: str) -> None:
+    with suppress(OSError):  # nobody reads it; the exit code tells all the same
+        click.echo(f"bnfold: {sentence}", err=True)
 
 
 def _too_much(error: MemoryError | RecursionError) -> str:
@@ -129,6 +137,7 @@ def _too_much(error: MemoryError | RecursionError) -> str:
 def run() -> None:
     """Run the program and exit; :func:`bnfold.__main__.run` is what the console script calls."""
     _open_closed_streams()
+    _print_anything()
     # What bnfold has to say it says itself; without a handler, libraries' warnings would go to stderr.
     logging.getLogger().addHandler(logging.NullHandler())
     # An orderly end, so that half-written files are cleaned away.
@@ -145,3 +154,11 @@ def _open_closed_streams() -> None:
                 os.dup2(descriptor, number)
                 os.close(descriptor)
             setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+
+
+def _print_anything() -> None:
+    """A terminal that lacks an arrow shows "?", and the name of a file that is no text its bytes, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            whole = stream.encoding.lower().startswith("utf")
+            stream.reconfigure(errors="backslashreplace" if whole else "replace")

@@ -71,7 +71,7 @@ def command(
 
 def _rounded(count: int) -> str:
     """Four digits and a unit: 1.814 G."""
-    for power, unit in ((1e9, "G"), (1e6, "M")):
+    for power, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
         if count >= power:
             return f"{count / power:#.4g} {unit}"
     return f"{count:,}"

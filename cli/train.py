@@ -150,8 +150,9 @@ def _show(out: Output, result: TrainResult) -> None:
     resumed = "" if result.resumed_at is None else f" (resumed after epoch {result.resumed_at})"
     if result.resumed_at == result.epochs:
         resumed = " (it was complete already)"
+    epochs = f"{result.epochs} epoch{'s' * (result.epochs != 1)}"
     out.say(
         f"{result.test_accuracy:.2%} of {result.test_images:,} held-out test images right ({right:,}), "
-        f"after {result.epochs} epochs{resumed} in {result.seconds:.1f} s on {result.device}{workers}."
+        f"after {epochs}{resumed} in {result.seconds:.1f} s on {result.device}{workers}."
     )
     out.say(f"{result.model}, {result.parameters:,} parameters, is in {result.folder}.")

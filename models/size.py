@@ -95,13 +95,13 @@ def network_size(network: nn.Module, name: str, input_shape: Sequence[int], num_
     from torch.utils.flop_counter import FlopCounterMode
 
     parameters = list(network.parameters())
-    sample = torch.zeros((1, *input_shape), device=parameters[0].device if parameters else None)
-    if parameters and parameters[0].is_floating_point():
-        sample = sample.to(parameters[0].dtype)
     network.eval()
     fused = {torch.ops.aten.mkldnn_rnn_layer: _of_one_direction}
     with FlopCounterMode(display=False, custom_mapping=fused) as counter, torch.no_grad():
         try:
+            sample = torch.zeros((1, *input_shape), device=parameters[0].device if parameters else None)
+            if parameters and parameters[0].is_floating_point():
+                sample = sample.to(parameters[0].dtype)
             network(sample)
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             shape = ",".join(str(size) for size in input_shape)

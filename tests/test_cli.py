@@ -245,6 +245,29 @@ def test_full_disk_under_the_output_is_one_sentence(model: Path, option: str) ->
     assert done.stderr == "bnfold: No space left on device\n"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(("arguments", "code"), [(["inspect", "nope.onnx"], 3), (["nope"], 2)])
+def test_exit_code_tells_what_stderr_has_no_place_for(arguments: list[str], code: int) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(program(*arguments), stdout=subprocess.PIPE, stderr=full, check=False)
+    assert done.returncode == code
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8:strict"])
+def test_terminal_that_lacks_a_character_shows_something_else(model: Path, encoding: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(program("inspect", model), capture_output=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"Nodes: 4 " + ("→" if "utf" in encoding else "?").encode() + b" 3." in done.stdout
+    done = subprocess.run(
+        [*map(os.fsencode, program("inspect")), b"bad\xff"], capture_output=True, env=environment, check=False
+    )
+    assert (done.returncode, done.stdout) == (3, b"")
+    assert done.stderr == (
+        b"bnfold: bad\\udcff does not exist\n" if "utf" in encoding else b"bnfold: bad? does not exist\n"
+    )
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_closed_stream_is_not_an_error(model: Path, tmp_path: Path, closed: str) -> None:
     command = " ".join(shlex.quote(part) for part in program("optimize", model, tmp_path / "out.onnx"))

@@ -12,7 +12,7 @@ from folding import ops
 
 import bnfold
 from bnfold.cli.main import main
-from bnfold.demonstration import DemoOptions, DemoResult
+from bnfold.demonstration import DemoOptions, DemoResult, _check_is_ours
 from bnfold.exporting import ExportOptions
 from bnfold.optimizer import OptimizeOptions
 from bnfold.verification import VerifyOptions
@@ -75,3 +75,28 @@ def test_folder_that_is_a_file_is_refused(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "file").write_text("")
     assert main(["demo", "--out", str(tmp_path / "file")]) == 3
     assert "cannot be created" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("out", "words"), [("", "name of the folder to write is empty"), (".", "are no demo's")])
+def test_folder_with_files_of_someone_else_is_refused_and_stays(
+    out: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("ten hours of work")
+    assert main(["demo", "--out", out]) == 3
+    assert words in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["run", "run.json"]
+
+
+def test_folder_of_an_earlier_demo_is_taken_again(result: DemoResult) -> None:
+    _check_is_ours(result.folder)
+    assert (result.folder / "README.md").read_text().startswith("# A demo of bnfold\n")
+
+
+def test_time_that_is_no_time_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--time", "nan", "--out", str(tmp_path / "demo")]) == 2
+    assert "positive number of seconds" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()

@@ -62,3 +62,8 @@ def test_what_is_in_the_way_of_a_folder_is_named(path: str, words: str, tmp_path
     with pytest.raises(OutputError, match=f"cannot be created: .*{words}"), output_folder(tmp_path / path):
         pytest.fail("there is no such folder")
     assert entries(tmp_path) == before
+
+
+def test_a_folder_without_a_name_is_not_the_current_one() -> None:
+    with pytest.raises(OutputError, match="name of the folder to write is empty"), output_folder(""):
+        pytest.fail("there is no such folder")

@@ -41,6 +41,8 @@ def test_one_network_is_measured_as_asked_and_explains_its_arguments(capsys: pyt
         (["resnt"], 3, "did you mean resnet?"),
         (["resnet5"], 3, "did you mean resnet50?"),
         (["resnet", "--input-shape", "8,8"], 3, "does not take inputs of shape 8,8"),
+        (["resnet", "--input-shape", "3,99999999999999999999,2"], 3, "Overflow when unpacking long long\n"),
+        (["resnet", "--input-shape", "3,4000000000,4000000000"], 3, "overflowed with sizes"),
         (["resnet", "--input-shape", "3,x"], 2, "not of the form"),
         (["resnet", "--classes", "0"], 2, "--classes"),
         (["--model-args", "widths=[4]"], 2, "needs the NAME"),

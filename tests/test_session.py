@@ -44,6 +44,12 @@ def test_a_run_gives_the_outputs_and_refuses_what_the_model_does_not_take(tmp_pa
         run_session(session, {"x": np.zeros((1, 2), np.float32)})
 
 
+def test_a_name_that_is_no_text_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    path = benchmark_models.write(tmp_path / "relu.onnx").rename(tmp_path / os.fsdecode(b"bad\xff.onnx"))
+    with pytest.raises(ModelError, match=r"name is not UTF-8.*bad\\udcff\.onnx"):
+        create_session(path)
+
+
 def test_another_thread_ends_a_run_that_would_not_end_by_itself(tmp_path: Path) -> None:
     session = create_session(benchmark_models.write(tmp_path / "hangs.onnx", benchmark_models.HANGS))
     options = run_options()
@@ -61,6 +67,7 @@ def test_another_thread_ends_a_run_that_would_not_end_by_itself(tmp_path: Path) 
         ("a" * 301, "a" * 299 + "…"),
         (ValueError("far\n off"), "far off"),
         (AssertionError(), "AssertionError"),
+        (RuntimeError("no memory\nException raised from f at x.cpp\nframe #0"), "no memory"),
     ],
 )
 def test_messages_of_others_are_quoted_as_one_bounded_line(message: Exception | str, line: str) -> None:

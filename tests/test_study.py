@@ -402,7 +402,7 @@ def test_command_shows_each_claim_and_where_the_pages_are(tmp_path: Path, capsys
         (["scale_invarianze"], 2, "did you mean scale_invariance?"),
         (["--seeds", "2"], 2, "seeds"),
         (["scale_invariance", "--quick", "-o", "FILE"], 3, "cannot be created"),
-        (["scale_invariance", "--quick", "-o", ""], 3, "has no name"),
+        (["scale_invariance", "--quick", "-o", ""], 3, "name of the folder to write is empty"),
         (["scale_invariance", "--quick", "-o", "FOLDER"], 3, "README.md is there already and would be lost"),
     ],
 )

@@ -146,5 +146,4 @@ def _quiet() -> Iterator[None]:
 
 def _first_paragraph(error: BaseException) -> str:
     """The first paragraph of a message, as one line."""
-    said = str(error).partition("Exception raised from")[0]  # where in torch's own code is no user's concern
-    return one_line(said.strip().partition("\n\n")[0] or error)
+    return one_line(str(error).strip().partition("\n\n")[0] or error)

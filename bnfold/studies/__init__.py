@@ -52,7 +52,8 @@ def study(folder: StrPath, options: StudyOptions | None = None, progress: Progre
     from bnfold.studies.task import digits
 
     outcomes: list[Outcome] = []
-    with output_folder(_checked(folder)) as place, _one_thread():
+    with output_folder(folder) as place, _one_thread():
+        _check_is_ours(place)
         check_output_file(place / "index.html")  # now, not after an hour
         lab = Laboratory(digits(), tuple(range(options.repetitions)), options.quick, progress)
         for name in options.chosen:
@@ -66,20 +67,12 @@ def study(folder: StrPath, options: StudyOptions | None = None, progress: Progre
     return result
 
 
-def _checked(folder: StrPath) -> Path:
-    """The folder for the pages; one whose README.md or index.html is nobody's study is refused, for both are written.
-
-    Raises:
-        OutputError: so it is.
-    """
-    place = Path(folder)
-    if not str(folder):
-        raise OutputError("the folder for the pages has no name; give one, such as bnfold-study")
+def _check_is_ours(place: Path) -> None:
+    """Refuse a folder whose README.md or index.html is nobody's study, for both are written."""
     for name, mark in (("README.md", b"# The claims made for batch norm"), ("index.html", b"<title>bnfold study")):
         page = place / name
         if page.is_file() and mark not in page.read_bytes():
             raise OutputError(f"{page} is there already and would be lost; give a folder for the pages alone")
-    return place
 
 
 @contextmanager
