@@ -17,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnfold.constants import Constants
+from bnfold.demanded_sizes import add_demanded_sizes
 from bnfold.protos import DEFAULT_DOMAINS
 from bnfold.shapes import infer_shapes
 
@@ -51,6 +52,7 @@ class ModelGraph:
         self._graphs = tuple(model.graphs())  # folding neither adds nor removes one
         self.opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1))
         self.shapes = infer_shapes(model)
+        add_demanded_sizes(model, self.shapes)
         self.constants = Constants(model, self.shapes, self.opset)
         # Counted, because scopes beside each other may use one name each for something else.
         self._names = Counter(value.name for value in _values(self._graphs) if value.name)

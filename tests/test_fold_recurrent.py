@@ -376,3 +376,16 @@ def test_an_op_of_another_domain_is_not_touched() -> None:
     result = source.clone()
     fold(result)
     assert ops(result) == ops(source)
+
+
+def test_open_axes_do_not_hide_a_batch_norm_of_rows() -> None:
+    """What Deep Speech 2 writes as ``x.view(t * n, -1)``, of which the inference does not know how long rows are."""
+    text = (
+        "g (double[T,N,4] x) => (double[T,1,N,2] y) {"
+        " t = Tanh(x) s = Shape(t) first = Gather(s, zero) second = Gather(s, one) m = Mul(first, second)"
+        " flat = Concat<axis=0>(m, rest) back = Concat<axis=0>(first, second, rest) c = Reshape(t, flat)"
+        " n = BatchNormalization(c, scale, bias, mean, var) d = Reshape(n, back) y = LSTM<hidden_size=2>(d, w, r) }"
+    )
+    indices = {"zero": np.array([0]), "one": np.array([1]), "rest": np.array([-1])}
+    result, report = folded(model_of(text, constants(w=(1, 8, 4), r=(1, 8, 2)) | norm(4) | indices))
+    assert "BatchNormalization" not in ops(result), report.to_json()
