@@ -85,9 +85,12 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
 def _read(source: Path) -> memoryview:
     """The bytes of a file. They are read, not mapped: another program may write to the file later."""
     with source.open("rb") as stream:
-        if os.fstat(stream.fileno()).st_size >= _MESSAGE_LIMIT:
-            raise ModelError(f"{source} is no ONNX file: without its external data, one is smaller than 2 GiB")
-        return memoryview(stream.read())
+        too_large = os.fstat(stream.fileno()).st_size >= _MESSAGE_LIMIT
+        # A device has no size, and may have no end.
+        content = b"" if too_large else stream.read(_MESSAGE_LIMIT)
+    if too_large or len(content) >= _MESSAGE_LIMIT:
+        raise ModelError(f"{source} is no ONNX file: without its external data, one is smaller than 2 GiB")
+    return memoryview(content)
 
 
 def _parsed(content: memoryview, label: str) -> tuple[onnx.ModelProto, Weights]:

@@ -253,3 +253,10 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monke
         save_model(model(), path)
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
     assert path.read_bytes() == b"the old one"
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs /dev/zero")
+def test_a_device_without_an_end_is_not_read_until_memory_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_file, "_MESSAGE_LIMIT", 1 << 20)
+    with pytest.raises(ModelError, match="/dev/zero is no ONNX file"):
+        load_model("/dev/zero")
