@@ -24,9 +24,9 @@ def command(output: Output, out: str, epochs: int, seed: int, seconds: float) ->
     with output.progress() as progress:
         result = demo(out, DemoOptions(epochs=epochs, seed=seed, seconds=seconds), progress)
     training, report = result.training, result.report
-    epochs = f"{training.epochs} epoch{'s' * (training.epochs != 1)}"
+    passes = f"{training.epochs} epoch{'s' * (training.epochs != 1)}"
     output.say(
-        f"Trained     {training.model}, {training.parameters:,} parameters, {epochs} on {training.device} in "
+        f"Trained     {training.model}, {training.parameters:,} parameters, {passes} on {training.device} in "
         f"{training.seconds:.0f} s"
     )
     output.say(f"Folded      {len(report.batch_norms)} batch norms, {report.batch_norms_after} left; "
