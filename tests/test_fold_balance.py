@@ -72,6 +72,8 @@ STAYS = [
     ("the other summand is the input of the norm", "o = Conv(x, w) p = Relu(o) n = BN(p) s = Add(n, p) y = Conv(s, u)"),
     ("the norm is summed with itself", "a = Tanh(x) n = BN(a) s = Add(n, n) e = Sigmoid(s) y = Conv(e, u)"),
     ("the other summand comes twice", "o = Conv(z, w) a = Tanh(x) n = BN(a) s = Sum(n, o, o) e = Sigmoid(s) y = Conv(e, u)"),
+    ("the other summand is a product with itself", "c = Conv(z, w) o = Mul(c, c) a = Tanh(x) n = BN(a) s = Add(n, o) y = Conv(s, u)"),
+    ("the other summand is a quotient with itself", "c = Conv(z, w) o = Div(c, c) a = Tanh(x) n = BN(a) s = Add(n, o) y = Conv(s, u)"),
     ("an activation reads the sum", "o = Conv(z, w) a = Tanh(x) n = BN(a) s = Add(n, o) y = Sigmoid(s)"),
     ("an activation reads the norm too", "o = Conv(z, w) a = Tanh(x) n = BN(a) s = Add(n, o) t = Conv(s, u) e = Sigmoid(n) y = Mul(t, e)"),
     ("the sum is an output", "o = Conv(z, w) a = Tanh(x) n = BN(a) y = Add(n, o)"),

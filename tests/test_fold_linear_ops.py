@@ -350,6 +350,18 @@ KEPT = [
         constants(w=(4, 6, 2, 2)) | norm(4),
     ),
     (
+        "a shift before a transposed conv of one tap that leaves gaps",
+        "nonzero-shift",
+        "g (double[N,4,5,5] x) => (double[N,6,9,9] y) { d = BatchNormalization(x, scale, bias, mean, var) y = ConvTranspose<strides=[2,2]>(d, w) }",
+        constants(w=(4, 6, 1, 1)) | norm(4),
+    ),
+    (
+        "a shift before a transposed conv of which the output's shape is told",
+        "nonzero-shift",
+        "g (double[N,4,5,5] x) => (double[N,6,7,7] y) { d = BatchNormalization(x, scale, bias, mean, var) y = ConvTranspose<output_shape=[7,7]>(d, w) }",
+        constants(w=(4, 6, 1, 1)) | norm(4),
+    ),
+    (
         "a matmul that widens has no cheap bias",
         "no-bias",
         "g (double[4,4,4] x) => (double[4,4,5] y) { d = BatchNormalization(x, scale, bias, mean, var) e = Transpose<perm=[0,2,1]>(d) y = MatMul(e, w) }",

@@ -91,11 +91,13 @@ def test_negative_factor_turns_the_levels_where_they_fit() -> None:
     [
         ("weight-quantized", f"{CONV} {{ w = DequantizeLinear<axis=1>(q, d3) c = Conv(x, w) y = {BN} }}", 17),
         ("weight-quantized", f"{CONV} {{ w = DequantizeLinear(q, d1) c = Conv(x, w) y = {BN} }}", 12),
+        ("weight-quantized", "g (float[N,4] x) => (float[N,4] y) { w = DequantizeLinear<axis=0, block_size=2>(mb, db) c = MatMul(x, w) y = BatchNormalization(c, scale, bias, mean, var) }", 21),
         ("weight-not-constant", f"g (float[N,3,8,8] x, float s) => (float[N,4,6,6] y) {{ w = DequantizeLinear(q, s) c = Conv(x, w) y = {BN} }}", 17),
     ],
 )  # fmt: skip
 def test_quantized_weight_stays_where_its_scales_cannot_say_it(reason: str, text: str, opset: int) -> None:
-    before = model_of(text, arrays_of(text, d3=np.array([0.1, 0.2, 0.3])), opset=opset)
+    blocks = {"mb": np.ones((4, 4), np.int8), "db": np.arange(1.0, 9.0).reshape(2, 4)}
+    before = model_of(text, arrays_of(text, d3=np.array([0.1, 0.2, 0.3]), **blocks), opset=opset, ir_version=10)
     nodes = ops(before)
     assert reason_of(fold(before)) == reason
     assert ops(before) == nodes

@@ -69,6 +69,8 @@ def test_batch_norm_of_two_dimensions_and_of_one_channel() -> None:
          constants(w=(4, 3, 3, 3), k=(4, 6, 1))),
         ("length known at run time only", "g (double[N,3,8,W] x) => (double[N,4,6,V] y) { c = Conv(x, w) y = Mul(c, k) }",
          constants(w=(4, 3, 3, 3), k=(6,))),
+        ("channels known at run time only, of which there may be one", "g (double[2,D,6,6] x) => (double[2,4,6,6] y) { c = Mul(x, k) y = Conv(c, w) }",
+         constants(w=(4, 4, 1, 1), k=(4, 1, 1))),
         ("divides a constant", "g (double[N,3,8,8] x) => (double[N,4,6,6] y) { c = Conv(x, w) y = Div(k, c) }",
          constants(w=(4, 3, 3, 3), k=(4, 1, 1))),
         ("divides by zero", "g (double[N,3,8,8] x) => (double[N,4,6,6] y) { c = Conv(x, w) y = Div(c, k) }",
@@ -244,6 +246,31 @@ def test_body_of_a_branch_folds_with_constants_of_the_outer_scope() -> None:
     model, report = folded(model_of(text, WEIGHTS))
     assert ops(model) == {"If": 1, "Conv": 2}
     assert [record.fate for record in report.records] == ["folded"]
+
+
+def test_body_of_a_loop_folds() -> None:
+    text = (
+        "g (double[N,3,6,6] x) => (double[N,3,6,6] y, double[K,N,3,6,6] each) { y, each = Loop (trips, go, x) <"
+        "body = b (int64 i, bool before, double[N,3,6,6] p) => (bool after, double[N,3,6,6] q, double[N,3,6,6] s) {"
+        "after = Identity(before) c = Conv<pads=[1,1,1,1]>(p, w) q = BatchNormalization(c, scale, bias, mean, var) "
+        "d = Mul(q, k) s = Conv(d, u) }> }"
+    )
+    arrays = constants(w=(3, 3, 3, 3), u=(3, 3, 1, 1), k=(3, 1, 1)) | norm(3)
+    model, report = folded(model_of(text, arrays | {"trips": np.array(3), "go": np.array(True)}))
+    assert ops(model) == {"Loop": 1, "Identity": 1, "Conv": 2}
+    assert [record.fate for record in report.records] == ["folded", "folded"]
+
+
+def test_body_of_a_scan_folds() -> None:
+    text = (
+        "g (double[2,4] h, double[5,2,3] x) => (double[2,4] y, double[5,2,4] each) { y, each = Scan <num_scan_inputs=1, "
+        "body = b (double[2,4] p, double[2,3] t) => (double[2,4] q, double[2,4] s) {"
+        "c = Gemm(t, w) n = BatchNormalization(c, scale, bias, mean, var) d = Tanh(p) m = Mul(d, k) e = Gemm(m, u) "
+        "q = Add(n, e) s = Identity(q) }> (h, x) }"
+    )
+    model, report = folded(model_of(text, constants(w=(3, 4), u=(4, 4), k=(4,)) | norm(4)), merge=False)
+    assert ops(model) == {"Scan": 1, "Gemm": 2, "Tanh": 1, "Add": 1, "Identity": 1}
+    assert [record.fate for record in report.records] == ["folded", "folded"]
 
 
 def test_producer_in_an_outer_scope_is_a_reason() -> None:

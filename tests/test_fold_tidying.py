@@ -184,3 +184,18 @@ def test_shift_behind_a_product_of_rows_becomes_the_bias_of_a_gemm(body: str, le
         if left is not None:
             assert isinstance(record.outcome, Folded)
             assert record.outcome.remainder is None
+
+
+@pytest.mark.parametrize(
+    ("outputs", "also"),
+    [("double[N,6,5] c", ""), ("double[N,6,5] z", "z = Relu(c)")],
+    ids=["an output", "an activation"],
+)
+def test_product_of_rows_that_is_read_as_it_is_keeps_its_layout(outputs: str, also: str) -> None:
+    """Its rank is part of what others read."""
+    from folding import norm
+
+    head = ROWS.replace("=> (", f"=> ({outputs}, ")
+    arrays = constants(w=(4, 5)) | norm(5) | {"rows": np.array([-1, 5])}
+    after, _ = folded(model_of(f"{head} {{ {TOKENS} y = {BN} {also} }}", arrays))
+    assert ops(after)["MatMul"] == 1
