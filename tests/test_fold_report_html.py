@@ -79,14 +79,16 @@ def story(box: Box) -> str:
     return f"{stood}→{stands} {'+'.join(box.roles)}".strip()
 
 
+MEAN = "AveragePool<kernel_shape=[3,3], pads=[1,1,1,1]>"
+
 STORIES = [
     ("back", f"a = Conv(x, w) b = {bn('a')} y = Relu(b)", HEAD,
      ["Conv→Conv absorbing", "BatchNormalization→ folded", "Relu→Relu"]),
     ("forward", f"a = {bn('x', 3)} y = Conv(a, w)", HEAD, ["BatchNormalization→ folded", "Conv→Conv absorbing"]),
     ("kept", f"a = Conv(x, w) b = Relu(a) c = {bn('b')} y = Relu(c)", HEAD,
      ["Conv→Conv", "Relu→Relu", "BatchNormalization→BatchNormalization kept", "Relu→Relu"]),
-    ("across", f"a = Conv(x, w) b = Transpose<perm=[0,2,3,1]>(a) c = Transpose<perm=[0,3,1,2]>(b) y = {bn('c')}", HEAD,
-     ["Conv→Conv absorbing", "Transpose→Transpose crossed", "Transpose→Transpose crossed", "BatchNormalization→ folded"]),
+    ("across", f"a = Conv(x, w) b = {MEAN}(a) c = {MEAN}(b) y = {bn('c')}", HEAD,
+     ["Conv→Conv absorbing", "AveragePool→AveragePool crossed", "AveragePool→AveragePool crossed", "BatchNormalization→ folded"]),
     ("chain", "a = Conv(x, w) b = Mul(a, u) y = Add(b, pos)", HEAD,
      ["Conv→Conv absorbing", "Mul→ folded", "Add→ folded"]),
     ("one after the other", f"a = Conv(x, w) b = {bn('a')} c = Identity(b) y = {bn('c')}", HEAD,

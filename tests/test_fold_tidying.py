@@ -37,6 +37,15 @@ GOES = [
     ("list of pieces of one size", "g (double[N,5,4] x) => (double[N,C,4] y)", "s = SplitToSequence<axis=1>(x, two) a = SequenceAt(s, i0) b = SequenceAt(s, ilast) y = Concat<axis=1>(b, a)", {"Split": 1, "Concat": 1}),
     ("one size that is computed", ROWS, "h = Shape(x) n = Gather(h, zero) t = Concat<axis=0>(n, many) y = Reshape(x, t)", {"Reshape": 1}),
     ("one size that is computed, last", "g (double[N,6,4] x) => (double[P,Q] y)", "h = Shape(x) n = Gather(h, zero) t = Concat<axis=0>(many, n) y = Reshape(x, t)", {"Reshape": 1}),
+    ("transposes in a row", "g (double[N,3,4,5] x) => (double[N,4,3,5] y)", "a = Transpose<perm=[0,2,3,1]>(x) b = Transpose<perm=[0,1,3,2]>(a) y = Tanh(b)", {"Transpose": 1, "Tanh": 1}),
+    ("transposes there and back", IMAGE, "a = Transpose<perm=[0,2,3,1]>(x) b = Transpose<perm=[0,3,1,2]>(a) y = Tanh(b)", {"Tanh": 1}),
+    ("transposes by default", "g (double[3,4] x) => (double[3,4] y)", "a = Transpose(x) b = Transpose(a) y = Tanh(b)", {"Tanh": 1}),
+    ("three transposes", "g (double[2,3,4] x) => (double[2,3,4] y)", "a = Transpose<perm=[1,2,0]>(x) b = Transpose<perm=[1,2,0]>(a) c = Transpose<perm=[1,2,0]>(b) y = Tanh(c)", {"Tanh": 1}),
+    ("an axis there and back", IMAGE, "a = Unsqueeze(x, zero) b = Squeeze(a, zero) y = Tanh(b)", {"Tanh": 1}),
+    ("a shape there and back", "g (double[N,6,4] x) => (double[N,6,4] y)", "a = Flatten(x) b = Reshape(a, rows) y = Tanh(b)", {"Tanh": 1}),
+    ("a shape there, further and back", "g (double[N,6,4] x) => (double[N,6,4] y, double[N,24] z)", "a = Flatten(x) b = Unsqueeze(a, zero) c = Reshape(b, rows) y = Tanh(c) z = Tanh(a)", {"Tanh": 2, "Flatten": 1}),
+    ("a shape that may be another", "g (double[A,B,4] x) => (double[C,D,4] y)", "a = Unsqueeze(x, zero) b = Reshape(a, rows) y = Tanh(b)", {"Reshape": 1, "Tanh": 1}),
+    ("what nobody reads", IMAGE, "a = Tanh(x) b = Sigmoid(a) c = Cast<to=1>(b) d, e = Split<axis=1>(c, parts) y = Tanh(x)", {"Tanh": 1}),
     ("reshapes in a row", ROWS, "a = Flatten(x) b = Reshape(a, cube) c = Unsqueeze(b, zero) y = Reshape(c, flat)", {"Reshape": 1}),
 ]  # fmt: skip
 
@@ -66,6 +75,11 @@ STAYS = [
     ("two sizes that are computed", ROWS.replace("6", "K"), "h = Shape(x) n = Gather(h, zero) k = Gather(h, one) q = Mul(k, n) t = Concat<axis=0>(n, q, four) u = Reshape(x, t) y = ReduceSum<keepdims=0>(u, one)"),
     ("a size beside one that is open", ROWS, "h = Shape(x) n = Gather(h, zero) t = Concat<axis=0>(n, last) y = Reshape(x, t)"),
     ("reshape that copies a size", "g (double[N,6,4] x) => (double[6,N,4] z, double[P,Q] y)", "t = Transpose<perm=[1,0,2]>(x) z = Tanh(t) a = Unsqueeze(z, zero) y = Reshape(a, copy)"),
+    ("transpose that others read", "g (double[N,3,4,5] x) => (double[N,4,3,5] y, double[N,4,5,3] z)", "a = Transpose<perm=[0,2,3,1]>(x) z = Tanh(a) b = Transpose<perm=[0,1,3,2]>(a) y = Tanh(b)"),
+    ("another shape of as many", "g (double[N,6,4] x) => (double[N,1,24] y)", "a = Flatten(x) b = Unsqueeze(a, one) y = Tanh(b)"),
+    ("shape of nothing", "g (double[N,0,4] x) => (double[M,0,4] y)", "a = Unsqueeze(x, zero) b = Slice(a, one, two1, one) c = Reshape(b, none3) y = Tanh(c)"),
+    ("a batch norm that nobody reads", IMAGE, "a = Tanh(x) b = BatchNormalization(a, p3, p3, p3, p3) y = Tanh(x)"),
+    ("a loop that computes for nobody", IMAGE, "a = If(true) <then_branch = t () => (double[N,3,4,4] b) { b = Tanh(x) }, else_branch = e () => (double[N,3,4,4] d) { d = Sigmoid(x) }> y = Tanh(x)"),
     ("relayout that others read", "g (double[N,6,4] x) => (double[N,24] z, double[P,Q] y)", "a = Flatten(x) z = Tanh(a) y = Reshape(a, flat)"),
 ]  # fmt: skip
 
@@ -75,6 +89,7 @@ ARRAYS: dict[str, np.ndarray] = {
     "end": np.array([2**63 - 1]), "last": np.array([-1]), "before": np.array([-(2**63)]), "sizes": np.array([2, 3]),
     "parts": np.array([1, 2]), "two": np.array(2), "i0": np.array(0), "i1": np.array(1), "ilast": np.array(-1), "many": np.array([24]),
     "none": np.zeros(8, np.int64), "shifted": np.array([0, 0, 1, 0, 0, 0, -1, 0]), "once": np.ones(4, np.int64), "twice": np.array([1, 2, 1, 1]),
+    "rows": np.array([-1, 6, 4]), "none3": np.array([0, 0, 0]), "p3": np.ones(3),
     "cube": np.array([-1, 2, 12]), "flat": np.array([-1, 8]), "copy": np.array([0, -1]),
 }  # fmt: skip
 

@@ -5,7 +5,10 @@
 2. A list of pieces from which each is taken out again: SplitToSequence and SequenceAt are a Split.
 3. Sizes for a Reshape of which one is computed while the model runs: it is -1, and what computed it goes.
 4. A Reshape, Flatten, Squeeze or Unsqueeze before a Reshape that would do alone.
-5. A Pad with zeros before ops that can pad themselves (:mod:`bnfold.fold.padding`).
+5. Such ops in a row of which the last gives back the shape that was there before.
+6. A Transpose of a Transpose.
+7. A Pad with zeros before ops that can pad themselves (:mod:`bnfold.fold.padding`).
+8. What nobody reads, and is no affine: each of those has its record.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ import onnx_ir as ir
 
 from bnfold.fold.noops import integers, is_noop
 from bnfold.fold.padding import pad_in_place
-from bnfold.fold.sites import Selection
+from bnfold.fold.sites import Selection, Site, is_batch_norm, read_affine
 from bnfold.graph import ModelGraph, in_default_domain, input_of
+from bnfold.shapes import Dim
 
 #: Ops that give the same elements in the same order another shape.
 _RELAYOUTS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -39,23 +43,27 @@ def take_idle_ops_away(graph: ModelGraph, selected: Selection) -> bool:
         if node.graph is None or not in_default_domain(node) or not selected(node):
             continue
         if is_noop(node, graph):
-            changed |= _take_away(node, graph)
+            changed |= _take_away(node, input_of(node, 0), graph)
+        elif (origin := _origin(node, graph)) is not None:
+            changed |= _take_away(node, origin, graph)
         elif node.op_type == "SplitToSequence":
             changed |= _split_at_once(node, graph, selected)
+        elif node.op_type == "Transpose":
+            changed |= _transpose_at_once(node, graph, selected)
         elif node.op_type == "Pad":
             changed |= pad_in_place(node, graph, selected)
         elif node.op_type == "Reshape":
             changed |= _fix_sizes(node, graph, selected)
             changed |= _reshape_at_once(node, graph, selected)
-    return changed
+    return _drop_unread(graph, selected) or changed
 
 
 # 1. No-ops
 
 
-def _take_away(node: ir.Node, graph: ModelGraph) -> bool:
-    """Let readers read what the op reads, unless it is all that tells an output from something else with a name."""
-    source, output = input_of(node, 0), node.outputs[0]
+def _take_away(node: ir.Node, source: ir.Value, graph: ModelGraph) -> bool:
+    """Let readers of an op read an equal value, unless the op is all that tells an output from another with a name."""
+    output = node.outputs[0]
     is_output = output.is_graph_output()
     if is_output:
         own = source.producer() is not None and source.graph is output.graph
@@ -171,3 +179,82 @@ def _relayout_before(node: ir.Node, graph: ModelGraph, selected: Selection) -> i
         return None
     alone = len(between.uses()) == 1 and not between.is_graph_output()
     return before if alone and before.graph is node.graph else None
+
+
+# 5. Back to the shape that was there
+
+
+def _origin(node: ir.Node, graph: ModelGraph) -> ir.Value | None:
+    """What the result of some relayouts in a row is equal to, shape and all."""
+    if node.op_type not in _RELAYOUTS or graph.constants.array(node.outputs[0]) is not None:
+        return None
+    shape = graph.shapes.inferred(node.outputs[0])
+    value = input_of(node, 0)
+    while shape is not None:
+        before = value.producer()
+        if before is None or before.op_type not in _RELAYOUTS or before.graph is not node.graph:
+            return None
+        if not in_default_domain(before):
+            return None
+        value = input_of(before, 0)
+        if _is_same_shape(graph.shapes.inferred(value), shape):
+            return value
+    return None
+
+
+def _is_same_shape(shape: tuple[Dim, ...] | None, other: tuple[Dim, ...]) -> bool:
+    """Whether two values of as many elements have the same sizes: one that is not known follows from the others."""
+    if shape is None or len(shape) != len(other):
+        return False
+    told = [(a, b) for a, b in zip(shape, other, strict=True) if isinstance(a, int) and isinstance(b, int)]
+    return len(told) >= len(shape) - 1 and all(a == b > 0 for a, b in told)
+
+
+# 6. Transposes
+
+
+def _transpose_at_once(node: ir.Node, graph: ModelGraph, selected: Selection) -> bool:
+    """Let a Transpose read what the one before it reads, if nobody else needs that one."""
+    between = input_of(node, 0)
+    before = between.producer() if graph.constants.array(between) is None else None
+    if before is None or before.op_type != "Transpose" or not in_default_domain(before) or not selected(before):
+        return False
+    first, second = _order(before, graph), _order(node, graph)
+    alone = len(between.uses()) == 1 and not between.is_graph_output() and before.graph is node.graph
+    if not alone or first is None or second is None or len(first) != len(second):
+        return False
+    graph.set_attributes(node, {"perm": [first[axis] for axis in second]})
+    graph.use(node, 0, input_of(before, 0))
+    graph.remove([before])
+    return True
+
+
+def _order(node: ir.Node, graph: ModelGraph) -> list[int] | None:
+    """The axes of its input in the order in which a Transpose gives them."""
+    rank = graph.shapes.rank(input_of(node, 0))
+    told = [int(axis) for axis in node.attributes.get_ints("perm", ())]
+    if told or rank is None:
+        return told if sorted(told) == list(range(len(told))) and told else None
+    return list(range(rank))[::-1]
+
+
+# 8. What nobody reads
+
+
+def _drop_unread(graph: ModelGraph, selected: Selection) -> bool:
+    """Take away ops without effect, those that read others first."""
+    changed = False
+    for node in reversed(list(graph.nodes())):
+        if node.graph is None or not in_default_domain(node) or not selected(node) or not node.outputs:
+            continue
+        is_read = any(output.uses() or output.is_graph_output() for output in node.outputs)
+        if is_read or is_batch_norm(node) or isinstance(read_affine(node, graph, {}), Site) or _has_body(node):
+            continue
+        graph.remove([node])
+        changed = True
+    return changed
+
+
+def _has_body(node: ir.Node) -> bool:
+    """Whether a node holds graphs, in which there may be sites and ops of other domains."""
+    return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())

@@ -18,7 +18,8 @@ from bnfold.graph import ModelGraph, attributes_of, input_of, label
 def write(pending: Pending, graph: ModelGraph) -> dict[ir.Node, float]:
     """Round what is pending into the graph's constants; the rounding error of each linear op."""
     shared: dict[WeightKey, ir.Value] = {}
-    errors = {node: _write_linear(graph, node, linear, shared) for node, linear in pending.linears.items()}
+    linears = {node: linear for node, linear in pending.linears.items() if node.graph is not None}
+    errors = {node: _write_linear(graph, node, linear, shared) for node, linear in linears.items()}
     for node, affine in pending.affines.items():
         if node.graph is not None:
             rewrite(node, affine, graph)
