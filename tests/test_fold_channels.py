@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
-from folding import constants, folded, model_of, norm, ops
-from hypothesis import given
+from folding import Array, constants, folded, model_of, norm, ops
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnfold.affine import ChannelAffine
@@ -39,24 +40,37 @@ def test_axis_is_found_only_by_proof(before: tuple, after: tuple, source: int, t
         assert matching_axis(after, target, before) == source
 
 
-@given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.data())
-def test_relayout_agrees_with_numpy(shape: list[int], data: st.DataObject) -> None:
-    """Any reshape: where a rule moves an affine forward or backward, the arrays agree."""
-    axis = data.draw(st.integers(0, len(shape) - 1))
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.booleans(), st.data())
+def test_relayout_agrees_with_numpy(shape: list[int], is_open: bool, data: st.DataObject) -> None:
+    """Any reshape: where a rule moves an affine, the arrays agree; it does wherever an affine can be moved at all."""
     flat = data.draw(st.permutations(_splits(math.prod(shape), data)))
-    x = np.arange(math.prod(shape), dtype=np.float64).reshape(shape) + 1
-    op = OpView("Reshape", 17, {}, (tuple(shape), None), (tuple(flat),), frozenset({0, 1}), {})
-    affine = ChannelAffine.along(axis, np.arange(shape[axis]) + 2.0, np.arange(shape[axis]) - 5.0)
-    forward = RULES["Reshape"].forward(op, 0, affine)
-    if isinstance(forward, dict):
-        assert np.array_equal(forward[0].apply(x.reshape(flat)), affine.apply(x).reshape(flat))
-    back_axis = data.draw(st.integers(0, len(flat) - 1))
-    steps = data.draw(st.integers(1, 3))
-    scale = np.arange(flat[back_axis]) // steps + 2.0
-    outer = ChannelAffine.along(back_axis, scale, -scale)
-    backward = RULES["Reshape"].backward(op, 0, outer)
-    if isinstance(backward, dict):
-        assert np.array_equal(outer.apply(x.reshape(flat)), backward[0].apply(x).reshape(flat))
+    for source, target in ((shape, flat), (flat, shape)):
+        axis = data.draw(st.integers(0, len(source) - 1))
+        kinds = np.arange(source[axis]) // data.draw(st.integers(1, 3)) % data.draw(st.integers(1, 4))
+        affine = ChannelAffine(axis, kinds + 2.0, kinds - 5.0)
+        known = [tuple(dims) if not is_open else (None, *dims) for dims in (source, target)]
+        moved = ChannelAffine(axis + is_open, affine.scale, affine.shift)
+        view = partial(OpView, "Reshape", 17, {}, present=frozenset({0, 1}), constants={})
+        forward = RULES["Reshape"].forward(view((known[0], None), (known[1],)), 0, moved)
+        backward = RULES["Reshape"].backward(view((known[1], None), (known[0],)), 0, moved)
+        for found in (forward, backward):
+            possible = _can_move(source, axis, kinds, target, samples=2 if is_open else 1)
+            assert isinstance(found, dict) == possible
+            if isinstance(found, dict):
+                lead = (2,) if is_open else ()
+                x = np.arange(math.prod(source) * (2 if is_open else 1), dtype=np.float64)
+                wanted = moved.apply(x.reshape(*lead, *source)).reshape(*lead, *target)
+                assert np.array_equal(found[0].apply(x.reshape(*lead, *target)), wanted)
+
+
+def _can_move(source: list[int], axis: int, kinds: Array, target: list[int], samples: int) -> bool:
+    """Whether all elements at each place along some axis of ``target`` are of one kind."""
+    shape = [1] * len(source)
+    shape[axis] = source[axis]
+    laid = np.broadcast_to(kinds.reshape(shape), source).reshape(1, -1).repeat(samples, 0).reshape(samples, *target)
+    axes = range(1, laid.ndim)
+    return any(all(np.unique(part).size <= 1 for part in np.moveaxis(laid, a, 0)) for a in axes)
 
 
 def _splits(size: int, data: st.DataObject) -> list[int]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bnfold.affine import ChannelAffine
 from bnfold.fold.commute.rule import Crossing, OpView, Rule, Shape
 from bnfold.fold.report import Reason, Refusal
+
+#: Elements in order that are looked at for where channels lie; more are in no layer.
+_LONGEST_PERIOD = 1 << 24
 
 
 class PassThrough(Rule):
@@ -41,31 +45,41 @@ class Relayout(Rule):
     """Reshape, Flatten, Squeeze, Unsqueeze: the elements in the same order under another shape.
 
     An axis keeps its channels if it has the same length on both sides and as many elements before it, or behind
-    it; symbolic lengths count as equal where they have the same name. Where channels and pixels are flattened
-    into one axis, a channel's scale repeats over its pixels: forward always, backward if it does.
+    it; symbolic lengths count as equal where they have the same name. Else the channels are looked for in the order of
+    the elements: where they and their pixels are flattened into one axis, a channel's scale repeats over its pixels,
+    or all of them repeat for each pixel, whichever comes first; and where an axis is split, scales that repeat like
+    that are those of one of its parts.
     """
 
     def backward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
         """The affine on the axis of the input that holds the same channels."""
-        return self._moved(op, affine, forward=False)
+        return self._moved(op, affine, op.output_shapes[0], op.input_shapes[0])
 
     def forward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
         """The affine on the axis of the output that holds the same channels."""
         if index != 0:
             return Refusal(Reason.UNSUPPORTED_OP, f"the affine reaches a {op.op_type} as its shape")
-        return self._moved(op, affine, forward=True)
+        return self._moved(op, affine, op.input_shapes[0], op.output_shapes[0])
 
-    def _moved(self, op: OpView, affine: ChannelAffine, *, forward: bool) -> Crossing | Refusal:
+    def _moved(
+        self, op: OpView, affine: ChannelAffine, source: Shape | None, target: Shape | None
+    ) -> Crossing | Refusal:
         if affine.axis is None:
             return {0: affine}
-        before, after = op.input_shapes[0], op.output_shapes[0]
-        if before is None or after is None:
+        if source is None or target is None:
             return Refusal(Reason.UNKNOWN_SHAPE, f"the shapes around the {op.op_type} are not known")
-        source, target = (before, after) if forward else (after, before)
         axis = matching_axis(source, affine.axis, target)
         if axis is not None:
             return {0: affine.moved_to(axis)}
-        return (_flattened if forward else _unflattened)(op, affine, before, after)
+        for axis in range(len(target)):
+            channels = _channels_along(axis, target, affine.axis, source, affine)
+            if channels is not None:
+                return {0: affine.take(channels).moved_to(axis)}
+        before, after = op.input_shapes[0], op.output_shapes[0]
+        return Refusal(
+            Reason.AXIS_MISMATCH,
+            f"the {op.op_type} from {before} to {after} leaves no axis with the same channels",
+        )
 
 
 def matching_axis(source: Shape, axis: int, target: Shape) -> int | None:
@@ -92,54 +106,35 @@ def _extent(dims: Shape) -> tuple[int, tuple[str, ...]] | None:
     return product, tuple(sorted(dim for dim in dims if isinstance(dim, str)))
 
 
-def _merged_axis(split: Shape, axis: int, merged: Shape) -> tuple[int, int] | None:
-    """Where ``axis`` of ``split`` begins an axis of ``merged`` that also holds what follows it.
+def _channels_along(
+    axis: int, target: Shape, channel_axis: int, source: Shape, affine: ChannelAffine
+) -> NDArray[np.int64] | None:
+    """For each place along an axis of ``target``, the channel whose elements lie there, or one that is scaled alike.
 
-    Returns:
-        The axis of ``merged`` and the number of elements behind each channel in it, or None.
+    The element at place ``f`` in order lies at ``f // r mod c`` along an axis of length ``c`` with ``r`` elements
+    behind each place of it, whatever is before it. Both sides repeat after a while, so that it is enough to compare
+    their places until then. None where elements of different scales share a place.
     """
-    before = _extent(split[:axis])
-    for candidate, size in enumerate(merged):
-        if before is None or _extent(merged[:candidate]) != before or not isinstance(size, int):
-            continue
-        for end in range(axis + 1, len(split) + 1):
-            extent = _extent(split[axis:end])
-            length = split[axis]
-            if extent == (size, ()) and isinstance(length, int) and length > 0:
-                return candidate, size // length
-    return None
-
-
-def _flattened(op: OpView, affine: ChannelAffine, before: Shape, after: Shape) -> Crossing | Refusal:
-    assert affine.axis is not None
-    merged = _merged_axis(before, affine.axis, after)
-    if merged is None:
-        return _lost_axis(op, before, after)
-    axis, times = merged
-    return {0: affine.repeated(times).moved_to(axis)}
-
-
-def _unflattened(op: OpView, affine: ChannelAffine, before: Shape, after: Shape) -> Crossing | Refusal:
-    """Undo a flattening: possible where the affine is the same over each channel's block."""
-    assert affine.axis is not None
-    for axis, length in enumerate(before):
-        if not isinstance(length, int) or length < 1 or affine.size % length:
-            continue
-        merged = _merged_axis(before, axis, after)
-        if merged is None or merged[0] != affine.axis:
-            continue
-        first = affine.take(slice(None, None, merged[1])).moved_to(axis)
-        again = first.repeated(merged[1])
-        if np.array_equal(again.scale, affine.scale) and np.array_equal(again.shift, affine.shift):
-            return {0: first}
-    return _lost_axis(op, before, after)
-
-
-def _lost_axis(op: OpView, before: Shape, after: Shape) -> Refusal:
-    return Refusal(
-        Reason.AXIS_MISMATCH,
-        f"the {op.op_type} from {before} to {after} leaves no axis with the same channels",
-    )
+    channels, places = source[channel_axis], target[axis]
+    behind, behind_place = _extent(source[channel_axis + 1 :]), _extent(target[axis + 1 :])
+    if not isinstance(channels, int) or not isinstance(places, int) or channels != affine.size:
+        return None
+    if behind is None or behind_place is None or behind[1] != behind_place[1]:
+        return None  # lengths of one name on both sides are as one element
+    rows, rows_of_place = behind[0], behind_place[0]
+    if not (channels and places and rows and rows_of_place):
+        return None
+    step = math.gcd(rows, rows_of_place)
+    period = math.lcm(rows * channels, rows_of_place * places) // step
+    if period > _LONGEST_PERIOD:
+        return None
+    order = np.arange(period, dtype=np.int64) * step
+    channel, place = order // rows % channels, order // rows_of_place % places
+    found = np.zeros(places, np.int64)
+    found[place] = channel
+    alike = found[place]
+    same = np.array_equal(affine.scale[alike], affine.scale[channel])
+    return found if same and np.array_equal(affine.shift[alike], affine.shift[channel]) else None
 
 
 class Permute(Rule):
