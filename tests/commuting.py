@@ -238,6 +238,11 @@ FORWARD: list[Row] = [
     onward("Reshape", "c = Reshape(b, s144)", "N,144"),
     onward("Reshape", "t = Transpose<perm=[0,2,3,1]>(b) c = Reshape(t, s144)", "N,144"),
     onward("Reshape", "c = Reshape(b, open144)", "M,144"),
+    onward(
+        "Resize",
+        'h = Shape<start=0, end=2>(b) z = Concat<axis=0>(h, thirds) c = Resize<mode="linear">(b, "", "", z)',
+        "N,4,3,3",
+    ),
     onward("Resize", 'c = Resize<mode="linear">(b, "", doubled)', "N,4,12,12"),
     onward("ReverseSequence", "c = ReverseSequence<time_axis=3, batch_axis=2>(b, lengths6)"),
     onward("GridSample", 'c = GridSample<padding_mode="reflection">(b, grid)', "2,4,3,5"),
@@ -313,6 +318,13 @@ BACKWARD_REFUSED: list[Row] = [
         "Resize", "unsupported-op", 'c = Resize<coordinate_transformation_mode="tf_crop_and_resize">(d, roi, same)'
     ),
     refusing("Resize", "axis-mismatch", 'c = Resize<mode="linear">(d, "", stretched)'),
+    refusing(
+        "Resize",
+        "axis-mismatch",
+        "h = Shape<start=0, end=2>(d) z = Concat<axis=0>(h, thirds) "
+        'c = Resize<mode="linear", keep_aspect_ratio_policy="not_larger">(d, "", "", z)',
+        opset=18,
+    ),
     refusing("ReverseSequence", "axis-mismatch", "c = ReverseSequence<time_axis=1, batch_axis=2>(d, lengths6)"),
     refusing("GridSample", "padding", "c = GridSample(d, grid)"),
     refusing("GridSample", "axis-mismatch", 'c = GridSample<padding_mode="border">(d, grid) y = Mul(c, k5)'),

@@ -44,7 +44,7 @@ GOES = [
     ("an axis there and back", IMAGE, "a = Unsqueeze(x, zero) b = Squeeze(a, zero) y = Tanh(b)", {"Tanh": 1}),
     ("a shape there and back", "g (double[N,6,4] x) => (double[N,6,4] y)", "a = Flatten(x) b = Reshape(a, rows) y = Tanh(b)", {"Tanh": 1}),
     ("a shape there, further and back", "g (double[N,6,4] x) => (double[N,6,4] y, double[N,24] z)", "a = Flatten(x) b = Unsqueeze(a, zero) c = Reshape(b, rows) y = Tanh(c) z = Tanh(a)", {"Tanh": 2, "Flatten": 1}),
-    ("a shape that may be another", "g (double[A,B,4] x) => (double[C,D,4] y)", "a = Unsqueeze(x, zero) b = Reshape(a, rows) y = Tanh(b)", {"Reshape": 1, "Tanh": 1}),
+    ("a shape that may be another", "g (double[A,B,4] x) => (double[C,D,4] y)", "a = Unsqueeze(x, zero) b = Reshape(a, pairs) y = Tanh(b)", {"Reshape": 1, "Tanh": 1}),
     ("what nobody reads", IMAGE, "a = Tanh(x) b = Sigmoid(a) c = Cast<to=1>(b) d, e = Split<axis=1>(c, parts) y = Tanh(x)", {"Tanh": 1}),
     ("reshapes in a row", ROWS, "a = Flatten(x) b = Reshape(a, cube) c = Unsqueeze(b, zero) y = Reshape(c, flat)", {"Reshape": 1}),
 ]  # fmt: skip
@@ -89,7 +89,7 @@ ARRAYS: dict[str, np.ndarray] = {
     "end": np.array([2**63 - 1]), "last": np.array([-1]), "before": np.array([-(2**63)]), "sizes": np.array([2, 3]),
     "parts": np.array([1, 2]), "two": np.array(2), "i0": np.array(0), "i1": np.array(1), "ilast": np.array(-1), "many": np.array([24]),
     "none": np.zeros(8, np.int64), "shifted": np.array([0, 0, 1, 0, 0, 0, -1, 0]), "once": np.ones(4, np.int64), "twice": np.array([1, 2, 1, 1]),
-    "rows": np.array([-1, 6, 4]), "none3": np.array([0, 0, 0]), "p3": np.ones(3),
+    "rows": np.array([-1, 6, 4]), "pairs": np.array([-1, 2, 4]), "none3": np.array([0, 0, 0]), "p3": np.ones(3),
     "cube": np.array([-1, 2, 12]), "flat": np.array([-1, 8]), "copy": np.array([0, -1]),
 }  # fmt: skip
 

@@ -96,10 +96,12 @@ class Resampling(SameAxis):
         scales, sizes = self._scales(op), op.constants.get(3)
         if scales is not None and scales.size:
             return scales.size == len(axes) and float(scales[place]) == 1.0
-        if sizes is not None and sizes.size == len(axes):
-            stretched = op.attributes.get("keep_aspect_ratio_policy", "stretch") == "stretch"
-            return stretched and bool(sizes[place] == shape[axis])
-        return False
+        if 3 not in op.present or op.attributes.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+            return False
+        if sizes is not None:
+            return sizes.size == len(axes) and bool(sizes[place] == shape[axis])
+        after = op.output_shapes[0]  # which is what the sizes say, though another of them is computed
+        return after is not None and isinstance(shape[axis], int) and after[axis] == shape[axis]
 
     def _scales(self, op: OpView) -> NDArray[Any] | None:
         if "scales" in op.attributes:
