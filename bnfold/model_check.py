@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import onnx
@@ -20,6 +21,9 @@ _ABSURD = 1 << 40
 #: The numbers of all data types, one of which stands for none.
 _TYPES = frozenset(d.value for d in ir.DataType)
 
+#: How onnx's checker speaks of a value that is read before it exists.
+_UNSORTED = re.compile(r"sorted, however input '(.*?)' of node: *\nname: *(.*?) *OpType: *(\S+)", re.DOTALL)
+
 
 def check_model(model: onnx.ModelProto | Path, label: str) -> None:
     """Hold a model against the ONNX specification.
@@ -34,8 +38,20 @@ def check_model(model: onnx.ModelProto | Path, label: str) -> None:
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:  # the last of files that cannot be
-        first_line = str(error).strip().partition("\n")[0][:300]
-        raise ModelError(f"{label} is not a valid ONNX model: {first_line}") from error
+        raise ModelError(f"{label} is not a valid ONNX model: {_in_one_line(str(error))}") from error
+
+
+def _in_one_line(said: str) -> str:
+    """What the checker says, without its list of nodes; of a value that comes from nowhere, where it is read."""
+    unsorted = _UNSORTED.search(said)
+    if unsorted is None:
+        return said.strip().partition("\n")[0][:300]
+    value, name, op_type = unsorted.groups()
+    node = f"the {op_type} {name!r}" if name else f"a node of type {op_type}"
+    return (
+        f"{node} reads {value!r}, which is neither an input nor computed by a node before it; "
+        "put the nodes in order, or export it again"
+    )
 
 
 def check_readable(proto: onnx.ModelProto, label: str) -> None:

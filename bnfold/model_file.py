@@ -99,8 +99,13 @@ def _parsed(content: memoryview, label: str) -> tuple[onnx.ModelProto, Weights]:
         proto, weights = split(content)
     except DecodeError as error:
         raise ModelError(f"{label} is not an ONNX model, or is damaged: it cannot be parsed") from error
-    if not proto.HasField("graph") or not proto.opset_import:
+    if not proto.HasField("graph"):
         raise ModelError(f"{label} is not an ONNX model: it holds no graph")
+    if not proto.opset_import:
+        raise ModelError(
+            f"{label} is not a valid ONNX model: it does not say which version of the operators it uses "
+            "(opset_import); export it again"
+        )
     check_readable(proto, label)
     return proto, weights
 

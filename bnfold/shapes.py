@@ -20,6 +20,15 @@ from bnfold.skeleton import Weights, outline_of
 Dim = int | str | None
 
 
+def described(shape: tuple[Dim, ...]) -> str:
+    """A shape for a sentence; a name that the inference made up says no more than that the length is unknown."""
+    return f"({', '.join('an unknown size' if _is_unknown(dim) else str(dim) for dim in shape)})"
+
+
+def _is_unknown(dim: Dim) -> bool:
+    return dim is None or (isinstance(dim, str) and (not dim or dim.startswith("unk__")))
+
+
 @dataclass(frozen=True)
 class ValueInfo:
     """What is known of one value.

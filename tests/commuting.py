@@ -271,6 +271,11 @@ BACKWARD_REFUSED: list[Row] = [
     refusing(
         "AveragePool", "padding", 'c = AveragePool<kernel_shape=[3,3], auto_pad="SAME_UPPER", count_include_pad=1>(d)'
     ),
+    refusing(
+        "AveragePool",
+        "padding",
+        "c = AveragePool<kernel_shape=[4,4], strides=[4,4], ceil_mode=1, count_include_pad=1>(d)",
+    ),
     refusing("AveragePool", "axis-mismatch", "c = AveragePool<kernel_shape=[1,1]>(d) y = Mul(c, k6)"),
     refusing("Concat", "unknown-shape", "c = Concat<axis=1>(d, some)", channels=9),
     refusing("Concat", "other-consumer", "c = Concat<axis=2>(d, d)"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -37,6 +39,20 @@ CASES = {
     "before a conv": "g (float[N,4,8,8] x) => (float[N,4,6,6] y) { c = Relu(x) d = "
     f"{BN} y = Conv(d, u) }}",
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(("size", "odd"), [(5, "scale bias mean var"), (5, "var"), (4, "")])
+def test_model_that_the_runtime_refuses_is_not_called_folded(size: int, odd: str) -> None:
+    text = CASES["conv"]
+    arrays = constants(w=(4, 3, 3, 3)) | norm(4) | {name: norm(size)[name] for name in odd.split()}
+    model = model_of(text, {name: array.astype(np.float32) for name, array in arrays.items()})
+    session = partial(ort.InferenceSession, ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    if odd:
+        with pytest.raises(Exception, match=r"BatchNorm|dimension|Invalid"):
+            session().run(None, {"x": np.zeros((1, 3, 8, 8), np.float32)})
+    else:
+        session().run(None, {"x": np.zeros((1, 3, 8, 8), np.float32)})
+    assert ort_folds(next(n for n in model.graph if n.op_type == "BatchNormalization"), ModelGraph(model)) == (not odd)
 
 
 @pytest.mark.parametrize("text", CASES.values(), ids=CASES.keys())

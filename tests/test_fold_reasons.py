@@ -11,7 +11,8 @@ import pytest
 from folding import Array, constants, model_of, norm, used
 
 from bnfold.fold import fold
-from bnfold.fold.report import FoldReport, Kept, Reason
+from bnfold.fold.report import FoldReport, Kept, Reason, Refusal
+from bnfold.shapes import described
 
 POOL = constants(
     w=(4, 3, 3, 3), v=(4, 3, 3, 3), w1=(1, 3, 3, 3), m=(4, 5), k=(4, 1, 1), columns=(6,), big=(300, 300)
@@ -48,7 +49,12 @@ CASES = [
     case(Reason.CONSUMER_NOT_LINEAR, BEFORE, "y = Tanh(b)"),
     case(Reason.OTHER_CONSUMER, AFTER, "c = Add(d, d)"),
     case(Reason.GRAPH_INPUT, AFTER, "c = Add(d, u)", ", double[N,4,6,6] u"),
-    case(Reason.GRAPH_OUTPUT, BEFORE, "y = Identity(b)"),
+    Case(
+        Reason.GRAPH_OUTPUT,
+        BEFORE.replace("y)", "y, double[N,4,6,6] b)").format(body="y = Conv(b, p)"),
+        constants(p=(4, 4, 1, 1)),
+    ),
+    case(Reason.NO_CONSUMER, BEFORE, "y = Identity(b)"),
     Case(
         Reason.OTHER_SCOPE,
         "g (double[N,3,8,8] x, bool flag) => (double[N,4,6,6] y) { c = Conv(x, w) y = If (flag) <"
@@ -119,6 +125,62 @@ def test_reason_is_reached(case: Case) -> None:
     report = fold(case.model(), **case.choices)
     assert case.reason in reasons(report), [record.sentence for record in report.records]
     assert all(record.sentence for record in report.records)
+
+
+#: The refusals of both directions, and the one of the two that comes first.
+FIRST = [
+    # an output at which the graph ends hides nothing
+    (Reason.PRODUCER_NOT_LINEAR, Reason.NO_CONSUMER, Reason.PRODUCER_NOT_LINEAR),
+    (Reason.NONZERO_SHIFT, Reason.NO_CONSUMER, Reason.NONZERO_SHIFT),
+    (Reason.OTHER_CONSUMER, Reason.NO_CONSUMER, Reason.OTHER_CONSUMER),
+    (Reason.GRAPH_INPUT, Reason.NO_CONSUMER, Reason.GRAPH_INPUT),
+    # what a user can do something about, in either direction
+    (Reason.PRODUCER_NOT_LINEAR, Reason.GRAPH_OUTPUT, Reason.GRAPH_OUTPUT),
+    (Reason.NONZERO_SHIFT, Reason.PADDING, Reason.PADDING),
+    (Reason.OTHER_CONSUMER, Reason.UNKNOWN_SHAPE, Reason.UNKNOWN_SHAPE),
+    (Reason.OVERRIDABLE_INPUT, Reason.PADDING, Reason.OVERRIDABLE_INPUT),
+    (Reason.GRAPH_OUTPUT, Reason.CONSUMER_NOT_LINEAR, Reason.GRAPH_OUTPUT),
+    # else what stands on the way, rather than an op that takes no affine at all, or none
+    (Reason.PRODUCER_NOT_LINEAR, Reason.NONZERO_SHIFT, Reason.NONZERO_SHIFT),
+    (Reason.PRODUCER_NOT_LINEAR, Reason.CONSUMER_NOT_LINEAR, Reason.CONSUMER_NOT_LINEAR),
+    (Reason.GRAPH_INPUT, Reason.CONSUMER_NOT_LINEAR, Reason.CONSUMER_NOT_LINEAR),
+    (Reason.NEGATIVE_SCALE, Reason.CONSUMER_NOT_LINEAR, Reason.NEGATIVE_SCALE),
+    (Reason.OTHER_CONSUMER, Reason.CONSUMER_NOT_LINEAR, Reason.OTHER_CONSUMER),
+]
+
+
+@pytest.mark.parametrize(("backward", "forward", "first"), FIRST)
+def test_first_reason_is_the_one_nearest_to_a_fold(backward: Reason, forward: Reason, first: Reason) -> None:
+    assert Kept(Refusal(backward, "back"), Refusal(forward, "on")).decisive.reason is first
+
+
+def test_reason_that_has_no_direction_comes_first() -> None:
+    assert Kept(Refusal(Reason.TRAINING_MODE, "both")).decisive.reason is Reason.TRAINING_MODE
+
+
+SENTENCES = [
+    ("an op of another domain between a convolution and the end", AFTER, "c = Tanh(d)", "its input comes from Tanh (c)"),
+    ("an output that another op reads, too", BEFORE.replace("y)", "y, double[N,4,6,6] b)"), "y = Conv(b, w11)", "its result b is an output of the graph"),
+    ("a sum with another value", BEFORE, "y = Add(b, x)", "the Add joins it with a value that it would have to change as well"),
+    ("a matrix on the left", BEFORE, "y = MatMul(m66, b)", "a MatMul with its constant on the left spreads a shift over its sums"),
+    ("a product", BEFORE, "y = MatMul(b, x)", "a MatMul of two activations spreads a shift over its sums"),
+    ("one value by two ways", BEFORE, "e = Identity(b) f = Identity(b) h = Concat<axis=1>(e, f) y = Conv(h, w81)", "paths that part meet again at h, which can change only once"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("frame", "body", "sentence"), [row[1:] for row in SENTENCES], ids=[row[0] for row in SENTENCES]
+)
+def test_sentence_names_the_obstacle(frame: str, body: str, sentence: str) -> None:
+    arrays = constants(w11=(4, 4, 1, 1), w81=(4, 8, 1, 1), m66=(6, 6))
+    text = frame.format(body=body, more="")
+    (record,) = fold(model_of(text, used(text, POOL | arrays))).records
+    assert record.sentence == sentence
+    assert record.hint == ("drop that output from the graph, if nobody reads it" if "output" in sentence else None)
+
+
+def test_size_that_only_the_inference_named_is_called_unknown() -> None:
+    assert described(("N", 4, "unk__0", None, "")) == "(N, 4, an unknown size, an unknown size, an unknown size)"
 
 
 def test_every_reason_is_in_the_table() -> None:

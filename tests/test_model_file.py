@@ -76,8 +76,9 @@ def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda m: m.graph.node[0].input.__setitem__(0, "nobody"), "not a valid ONNX model"),
-        (lambda m: m.graph.node[0].input.__setitem__(0, "y"), "not a valid ONNX model"),
+        (lambda m: m.graph.node[0].input.__setitem__(0, "nobody"), "reads 'nobody', which is neither an input nor"),
+        (lambda m: m.graph.node[0].input.__setitem__(0, "y"), "a node of type .* reads 'y'.*; put the nodes in order"),
+        (lambda m: m.ClearField("opset_import"), r"which version of the operators it uses \(opset_import\); export it"),
         (lambda m: m.graph.node.append(m.graph.node[0]), "not a valid ONNX model"),
         (lambda m: setattr(m.opset_import[0], "version", 999), "uses version 999 of the ONNX operators"),
         (lambda m: m.graph.node.add(op_type="Nonsense", output=["z"]), "not a valid ONNX model"),
@@ -104,6 +105,7 @@ def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
     ids=[
         "dangling input",
         "cycle",
+        "no version",
         "name twice",
         "unknown opset",
         "unknown op",

@@ -21,6 +21,8 @@ def ort_folds(node: ir.Node, graph: ModelGraph) -> bool:
         producer = _sole_producer(node.inputs[0])
         kinds = frozenset({"Conv", "ConvTranspose", "MatMul"})
         parameters = node.inputs[1:5]
+        if not _fit_each_other(node, graph):
+            return False  # it refuses the model
     elif node.op_type in ("Mul", "Add") and len(node.inputs) == 2:
         producer = _sole_producer(node.inputs[0])
         kinds = frozenset({"Conv"})
@@ -33,6 +35,14 @@ def ort_folds(node: ir.Node, graph: ModelGraph) -> bool:
     if producer is None or producer.op_type not in kinds or not in_default_domain(producer):
         return False
     return all(_folded_constant(value, graph) for value in (*parameters, *producer.inputs[1:]))
+
+
+def _fit_each_other(node: ir.Node, graph: ModelGraph) -> bool:
+    """Whether the parameters of a batch norm may be as many as its channels."""
+    sizes = {graph.shapes.shape(value) for value in node.inputs[1:5] if value is not None} - {None}
+    data = graph.shapes.shape(node.inputs[0]) if node.inputs[0] is not None else None
+    channels = data[1] if data is not None and len(data) > 1 else None
+    return len(sizes) < 2 and (not isinstance(channels, int) or sizes <= {(channels,)})
 
 
 def _sole_producer(value: ir.Value | None) -> ir.Node | None:

@@ -141,7 +141,7 @@ class Planner:
     ) -> Sequence[Carry] | Refusal:
         """Let the producer of a value absorb the affine or pass it on; what its inputs are to carry then."""
         if search.met(producer):
-            return Refusal(Reason.OTHER_CONSUMER, f"{label(producer)} is reached along two paths")
+            return _twice(producer)
         if self.spared(producer):
             return left_out(producer)
         reading = read_affine(producer, self.graph, self.pending.affines)
@@ -241,7 +241,7 @@ class Planner:
         if consumer.graph is not search.site.nodes[0].graph:
             return Refusal(Reason.OTHER_SCOPE, f"{label(consumer)} belongs to another scope of the model")
         if search.met(consumer):
-            return Refusal(Reason.OTHER_CONSUMER, f"{label(consumer)} is reached along two paths")
+            return _twice(consumer)
         if self.spared(consumer):
             return left_out(consumer)
         if self._begins_linear(consumer):
@@ -321,14 +321,30 @@ def left_out(node: ir.Node) -> Refusal:
     return Refusal(Reason.NOT_SELECTED, f"{label(node)} is left out by the choice of nodes")
 
 
+def _twice(node: ir.Node) -> Refusal:
+    return Refusal(Reason.UNSUPPORTED_OP, f"paths that part meet again at {label(node)}, which can change only once")
+
+
 def readers_to_change(value: ir.Value, site: Site) -> Sequence[Use] | Refusal:
     """The readers of a value that are all to take an affine, if it is for the site to decide what they read."""
     if value.is_graph_output():
+        if _leads_only_to(site.output, value):
+            return Refusal(Reason.NO_CONSUMER, f"no op follows: {value.name} is an output of the graph")
         return Refusal(Reason.GRAPH_OUTPUT, f"its result {value.name} is an output of the graph")
     uses = readers(value)
     if not uses and value is site.output:
         return Refusal(Reason.UNSUPPORTED_OP, f"nothing reads the elements of {value.name}")
     return uses
+
+
+def _leads_only_to(value: ir.Value, end: ir.Value) -> bool:
+    """Whether nothing comes of a value but, perhaps after other ops, one at which the graph ends."""
+    while value is not end:
+        reader = sole_reader(value)
+        if reader is None or len(reader.outputs) != 1:
+            return False
+        value = reader.outputs[0]
+    return not readers(end, most=1)
 
 
 def _only_ours(value: ir.Value, producer: ir.Node) -> Refusal | None:

@@ -20,6 +20,7 @@ class Reason(StrEnum):
     OTHER_CONSUMER = "other-consumer"
     GRAPH_INPUT = "graph-input"
     GRAPH_OUTPUT = "graph-output"
+    NO_CONSUMER = "no-consumer"
     OTHER_SCOPE = "other-scope"
     WEIGHT_NOT_CONSTANT = "weight-not-constant"
     WEIGHT_QUANTIZED = "weight-quantized"
@@ -55,9 +56,16 @@ HINTS: dict[Reason, str] = {
     Reason.UNKNOWN_SHAPE: "run shape inference, or export with static shapes",
     Reason.OVERFLOW: "keep this layer in a wider dtype",
     Reason.UNDERFLOW: "keep this layer in a wider dtype",
-    Reason.PARAMETERS_INVALID: "retrain or repair the statistics",
+    Reason.PARAMETERS_INVALID: "correct these numbers: export the network again, or retrain it",
     Reason.NOT_SELECTED: "change --only or --keep",
 }
+
+
+#: Reasons with a hint that an affine could still go that way: what a user reads first.
+_WITHIN_REACH = frozenset(HINTS) - {Reason.OTHER_CONSUMER, Reason.PARAMETERS_INVALID}
+
+#: Reasons that name no obstacle: there the graph ends, and nothing that a user could change stands there.
+_ENDS = frozenset({Reason.GRAPH_INPUT, Reason.NO_CONSUMER})
 
 
 @dataclass(frozen=True)
@@ -149,11 +157,21 @@ class Kept:
 
     @property
     def decisive(self) -> Refusal:
-        """The refusal that a user should read first: the one nearest to a fold."""
-        far = (Reason.PRODUCER_NOT_LINEAR, Reason.GRAPH_INPUT)
-        if self.forward is not None and self.backward.reason in far:
-            return self.forward
-        return self.backward
+        """The refusal that a user should read first: the one nearest to a fold.
+
+        First what a user can do something about; then what an op on the way does not allow; then an op that nothing
+        could ever be folded into; last where the graph ends. Of two alike the way back, where folds cost nothing.
+        """
+        return self.backward if self.forward is None else min(self.backward, self.forward, key=_distance)
+
+
+def _distance(refusal: Refusal) -> int:
+    """How far an affine is from going that way."""
+    if refusal.reason in _WITHIN_REACH:
+        return 0
+    if refusal.reason in _ENDS:
+        return 3
+    return 2 if refusal.reason is Reason.PRODUCER_NOT_LINEAR else 1
 
 
 Outcome = Folded | Merged | Collapsed | Kept

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from bnfold.affine import ChannelAffine, Float64Array
 from bnfold.fold.report import Kind, Reason, Refusal
 from bnfold.graph import ModelGraph, in_default_domain, sole_reader
+from bnfold.shapes import described
 
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
@@ -250,7 +251,7 @@ def _along_one_axis(
         if isinstance(dim, int):
             return Refusal(
                 Reason.BROADCAST_CHANGES_SHAPE,
-                f"its constant of shape {constant.shape} broadcasts an input of shape {shape}",
+                f"its constant of shape {constant.shape} broadcasts an input of shape {described(shape)}",
             )
         return Refusal(Reason.UNKNOWN_SHAPE, f"axis {offset + position} of its input has no known length")
     if constant.size == 0:

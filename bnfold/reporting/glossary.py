@@ -49,6 +49,9 @@ REASONS: Mapping[Reason, Entry] = {
     Reason.GRAPH_OUTPUT: Entry(
         "a value on its way is an output of the model", "Callers see that value, so it must stay as it is."
     ),
+    Reason.NO_CONSUMER: Entry(
+        "nothing comes after it", "It stands at an output of the model, so no op behind it can absorb it."
+    ),
     Reason.OTHER_SCOPE: Entry(
         "its neighbour is inside or outside of a branch or loop",
         "What stands in the body of an If, a Loop or a Scan runs at other times than what stands around it.",

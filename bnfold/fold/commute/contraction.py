@@ -17,9 +17,9 @@ class Contraction(Rule):
     def backward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
         """The scale on the rows of the left, or the columns of the right."""
         if affine.has_shift:
-            return Refusal(Reason.NONZERO_SHIFT, "a MatMul of two activations has no bias to take a shift")
+            return Refusal(Reason.NONZERO_SHIFT, f"{_what(op)} has no bias to take a shift")
         if affine.axis is None:
-            return Refusal(Reason.UNSUPPORTED_OP, "one factor of a product of activations is left to the runtime")
+            return Refusal(Reason.UNSUPPORTED_OP, f"one factor for all of {_what(op)} is left to the runtime")
         ranks = self._ranks(op)
         if isinstance(ranks, Refusal):
             return ranks
@@ -31,7 +31,7 @@ class Contraction(Rule):
     def forward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
         """The scale on the rows of the product, from the left; on its columns, from the right."""
         if affine.has_shift:
-            return Refusal(Reason.NONZERO_SHIFT, "a MatMul of two activations spreads a shift over its sums")
+            return Refusal(Reason.NONZERO_SHIFT, f"{_what(op)} spreads a shift over its sums")
         if affine.axis is None:
             return {0: affine}
         ranks = self._ranks(op)
@@ -46,3 +46,7 @@ class Contraction(Rule):
         if left is None or right is None or min(len(left), len(right)) < 2:
             return Refusal(Reason.UNKNOWN_SHAPE, "the MatMul is not known to multiply matrices")
         return len(left), len(right)
+
+
+def _what(op: OpView) -> str:
+    return "a MatMul with its constant on the left" if 0 in op.constants else "a MatMul of two activations"

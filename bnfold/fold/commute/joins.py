@@ -93,6 +93,12 @@ class Elementwise(Rule):
         wide: Float64Array = array.astype(np.float64)
         return wide * affine.scale.reshape(column) + affine.shift.reshape(column)
 
+    def forward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
+        """None: what is added to it, or compared with it, would have to carry the same."""
+        return Refusal(
+            Reason.UNSUPPORTED_OP, f"the {op.op_type} joins it with a value that it would have to change as well"
+        )
+
     def _fitted(self, op: OpView, index: int, affine: ChannelAffine) -> ChannelAffine | Refusal:
         """An affine of the output, on an input; for a constant it goes on counting axes as the output does."""
         if affine.axis is None:

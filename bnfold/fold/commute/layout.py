@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from bnfold.affine import ChannelAffine
 from bnfold.fold.commute.rule import Crossing, OpView, Rule, Shape
 from bnfold.fold.report import Reason, Refusal
+from bnfold.shapes import described
 
 #: Elements in order that are looked at for where channels lie; more are in no layer.
 _LONGEST_PERIOD = 1 << 24
@@ -78,7 +79,7 @@ class Relayout(Rule):
         before, after = op.input_shapes[0], op.output_shapes[0]
         return Refusal(
             Reason.AXIS_MISMATCH,
-            f"the {op.op_type} from {before} to {after} leaves no axis with the same channels",
+            f"the {op.op_type} from {described(before)} to {described(after)} leaves no axis with the same channels",
         )
 
 

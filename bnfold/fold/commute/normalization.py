@@ -27,6 +27,10 @@ class Normalization(Rule):
         bias = self._fitted(op, 2, affine)
         return bias if isinstance(bias, Refusal) else {1: scale, 2: bias}
 
+    def forward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
+        """None: the norm mixes what the affine tells apart."""
+        return Refusal(Reason.UNSUPPORTED_OP, f"the {op.op_type} behind it measures statistics that it would change")
+
     def _fitted(self, op: OpView, index: int, affine: ChannelAffine) -> ChannelAffine | Refusal:
         if affine.axis is None:
             return affine

@@ -55,6 +55,11 @@ def _empty_windows(op: OpView) -> Refusal | None:
 
 
 def _counts_padding(op: OpView) -> bool:
+    """Whether zeros count in a mean, or may: with ``ceil_mode``, where a last window hangs over the end.
+
+    The specification does not say whether the overhang counts (onnx issue 5276). ONNX Runtime counted it before
+    operator set 19 until pull request 29629 of 2026; a model that is folded may run on either.
+    """
     if not op.attributes.get("count_include_pad", 0):
         return False
     auto_pad = op.attributes.get("auto_pad", "NOTSET")

@@ -30,7 +30,7 @@ class SameAxis(Rule):
         return self._refusal(op, affine) or {0: affine}
 
     def _refusal(self, op: OpView, affine: ChannelAffine) -> Refusal | None:
-        return Refusal(Reason.UNSUPPORTED_OP, f"no rule moves an affine through {op.op_type}")
+        return Refusal(Reason.UNSUPPORTED_OP, f"it cannot pass the {op.op_type}")
 
 
 class Padding(SameAxis):

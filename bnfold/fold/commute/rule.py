@@ -50,11 +50,11 @@ class Rule:
 
     def backward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
         """The affines on the inputs that replace ``affine`` on output ``index``."""
-        return Refusal(Reason.UNSUPPORTED_OP, f"no rule moves an affine backward through {op.op_type}")
+        return Refusal(Reason.UNSUPPORTED_OP, f"it cannot pass the {op.op_type} before it")
 
     def forward(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing | Refusal:
         """The affines on the outputs that replace ``affine`` on input ``index``."""
-        return Refusal(Reason.UNSUPPORTED_OP, f"no rule moves an affine forward through {op.op_type}")
+        return Refusal(Reason.UNSUPPORTED_OP, f"it cannot pass the {op.op_type} behind it")
 
     def balanced(self, op: OpView, index: int, affine: ChannelAffine) -> tuple[Crossing, Crossing] | Refusal:
         """The affines on the outputs that replace ``affine`` on input ``index``, if other inputs are divided by it.
@@ -62,7 +62,7 @@ class Rule:
         Returns:
             The affines on the outputs, and those on the other inputs, scales alone.
         """
-        return Refusal(Reason.UNSUPPORTED_OP, f"no rule moves an affine forward through {op.op_type}")
+        return Refusal(Reason.UNSUPPORTED_OP, f"it cannot pass the {op.op_type} behind it")
 
     def aside(self, op: OpView, index: int, affine: ChannelAffine) -> Crossing:
         """The affine on one constant input that replaces ``affine`` on input ``index``; none where none can."""
