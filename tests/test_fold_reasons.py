@@ -161,6 +161,7 @@ def test_reason_that_has_no_direction_comes_first() -> None:
 SENTENCES = [
     ("an op of another domain between a convolution and the end", AFTER, "c = Tanh(d)", "its input comes from Tanh (c)"),
     ("an output that another op reads, too", BEFORE.replace("y)", "y, double[N,4,6,6] b)"), "y = Conv(b, w11)", "its result b is an output of the graph"),
+    ("a size that is open", "g (double[N,3,8,8] x) => (double[P,Q] y) {{ c = Conv(x, w) {body} }}", "f = Reshape(c, rows) y = Mul(f, k12)", "the Reshape from (N, 4, 6, 6) to (an unknown size, 12) leaves no axis with the same channels"),
     ("a sum with another value", BEFORE, "y = Add(b, x)", "the Add joins it with a value that it would have to change as well"),
     ("a matrix on the left", BEFORE, "y = MatMul(m66, b)", "a MatMul with its constant on the left spreads a shift over its sums"),
     ("a product", BEFORE, "y = MatMul(b, x)", "a MatMul of two activations spreads a shift over its sums"),
@@ -172,7 +173,7 @@ SENTENCES = [
     ("frame", "body", "sentence"), [row[1:] for row in SENTENCES], ids=[row[0] for row in SENTENCES]
 )
 def test_sentence_names_the_obstacle(frame: str, body: str, sentence: str) -> None:
-    arrays = constants(w11=(4, 4, 1, 1), w81=(4, 8, 1, 1), m66=(6, 6))
+    arrays = constants(w11=(4, 4, 1, 1), w81=(4, 8, 1, 1), m66=(6, 6), k12=(12,), rows=np.array([-1, 12]))
     text = frame.format(body=body, more="")
     (record,) = fold(model_of(text, used(text, POOL | arrays))).records
     assert record.sentence == sentence

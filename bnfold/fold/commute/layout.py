@@ -76,10 +76,9 @@ class Relayout(Rule):
             channels = _channels_along(axis, target, affine.axis, source, affine)
             if channels is not None:
                 return {0: affine.take(channels).moved_to(axis)}
-        before, after = op.input_shapes[0], op.output_shapes[0]
+        ends = [described(shape) for shape in (op.input_shapes[0], op.output_shapes[0]) if shape is not None]
         return Refusal(
-            Reason.AXIS_MISMATCH,
-            f"the {op.op_type} from {described(before)} to {described(after)} leaves no axis with the same channels",
+            Reason.AXIS_MISMATCH, f"the {op.op_type} from {' to '.join(ends)} leaves no axis with the same channels"
         )
 
 
