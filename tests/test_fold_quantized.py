@@ -103,6 +103,14 @@ def test_quantized_weight_stays_where_its_scales_cannot_say_it(reason: str, text
     assert ops(before) == nodes
 
 
+def test_weight_in_blocks_is_called_so() -> None:
+    text = f"g (float[N,4] x) => (float[N,4] y) {{ w = DequantizeLinear<axis=0, block_size=2>(mb, db) c = MatMul(x, w) y = {BN} }}"
+    arrays = arrays_of(text, mb=np.ones((4, 4), np.int8), db=np.arange(1.0, 9.0).reshape(2, 4))
+    (record,) = fold(model_of(text, arrays, opset=21, ir_version=10)).records
+    assert "is stored in blocks" in record.sentence
+    assert record.hint == "fold before quantizing"
+
+
 def test_batch_norm_before_a_quantized_weight_folds_only_if_uniform() -> None:
     text = "g (float[N,3,8,8] x) => (float[N,4,6,6] y) { a = BatchNormalization(x, scale, bias, mean, var) w = DequantizeLinear<axis=0>(q, d) y = Conv(a, w) }"
     three = floats({n: a[:3] for n, a in norm(4).items()})
