@@ -45,10 +45,12 @@ class ModelGraph:
         opset: version of the default operator set.
         shapes: the shape and dtype of each value; edits leave both as they are.
         constants: which values cannot change, and what they are.
+        spared: which nodes stay even if nothing reads them any longer.
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, spared: Callable[[ir.Node], bool] = lambda _node: False) -> None:
         self.model = model
+        self.spared = spared
         self._graphs = tuple(model.graphs())  # folding neither adds nor removes one
         self.opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1))
         self.shapes = infer_shapes(model)
@@ -263,7 +265,7 @@ class ModelGraph:
             producer = current.producer()
             if producer is None:
                 self._drop_initializer(current)
-            elif producer.graph is not None and _is_dead(producer) and may_go(producer):
+            elif producer.graph is not None and _is_dead(producer) and may_go(producer) and not self.spared(producer):
                 stack.extend(v for v in producer.inputs if v is not None)
                 producer.graph.remove(producer, safe=True)
 
@@ -334,6 +336,22 @@ def readers(value: ir.Value, most: int | None = None) -> list[tuple[ir.Node, int
         if not (node.op_type in ("Shape", "Size") and in_default_domain(node))
     )
     return list(islice(found, most))
+
+
+def integers(node: ir.Node, index: int, graph: ModelGraph, attribute: str = "") -> NDArray[np.int64] | None:
+    """A constant input as a vector; an empty one where it is left out, None where it is none of integers.
+
+    Args:
+        node: the op.
+        index: of the input.
+        graph: the model.
+        attribute: what the input was in operator sets before it became one.
+    """
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        return np.array(node.attributes.get_ints(attribute, ()), np.int64)
+    array = graph.constants.array(value)
+    return None if array is None or array.dtype.kind not in "iu" else array.reshape(-1).astype(np.int64)
 
 
 def input_of(node: ir.Node, index: int) -> ir.Value:

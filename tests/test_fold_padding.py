@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx_ir as ir
+import onnxruntime
 import pytest
 from folding import constants, folded, model_of, norm, ops, used
 
+import bnfold
 from bnfold.fold import fold
 
 ARRAYS = constants(w=(4, 3, 3, 3), v=(5, 3, 1, 1), u=(3, 1, 3, 3), ct=(3, 4, 2, 2), k=(3, 1, 1)) | {
@@ -98,3 +103,28 @@ def test_branches_of_which_one_pads_by_a_pad_merge() -> None:
     arrays = ARRAYS | constants(h=(4, 3, 1, 1)) | {"around": np.array([0, 0, 1, 1, 0, 0, 1, 1])}
     merged, _ = folded(model_of(text, used(text, arrays)), tidy=True)
     assert ops(merged) == {"Conv": 1}
+
+
+#: What stands between a Pad and a pool, or beside them, and without which ONNX Runtime would take one into the other.
+BETWEEN = [
+    ("a scale", "c = Conv(x, v) p = Pad(c, frame) m = Mul(p, k5) y = MaxPool<kernel_shape=[3,4]>(m)"),
+    ("scales that cancel out", "p = Pad(x, frame) m = Mul(p, half) d = Div(m, half) y = MaxPool<kernel_shape=[3,4]>(d)"),
+    ("a shape there and back", "p = Pad(x, frame) a = Flatten(p) b = Reshape(a, back) y = MaxPool<kernel_shape=[3,4]>(b)"),
+    ("what nobody reads", "p = Pad(x, frame) a = Relu(p) y = MaxPool<kernel_shape=[3,4]>(p)"),
+    ("a scale, and a window within the padding", "c = Conv(x, v) p = Pad(c, wide) m = Mul(p, k5) y = AveragePool<kernel_shape=[2,2]>(m)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", [row[1] for row in BETWEEN], ids=[row[0] for row in BETWEEN])
+def test_pad_does_not_come_to_stand_alone_before_a_pool(body: str, tmp_path: Path) -> None:
+    """ONNX Runtime pads a MaxPool with less than any number, and does not load a window within the padding."""
+    arrays = ARRAYS | constants(k5=(5, 1, 1)) | {"back": np.array([-1, 3, 9, 14])}
+    head = "g (float[N,3,8,9] x) => (float[A,B,C,D] y)"
+    text = f"{head} {{ {body} }}"
+    singles = {name: a.astype(np.float32) if a.dtype == float else a for name, a in used(text, arrays).items()}
+    original, folded_path = tmp_path / "original.onnx", tmp_path / "folded.onnx"
+    ir.save(model_of(text, singles), original)
+    bnfold.optimize(original, folded_path)
+    feeds = {"x": -np.random.default_rng(0).random((2, 3, 8, 9), np.float32)}
+    wanted, found = (onnxruntime.InferenceSession(path).run(None, feeds)[0] for path in (original, folded_path))
+    assert np.abs(found - wanted).max() <= 1e-5

@@ -238,3 +238,13 @@ def test_weights_outside_are_the_same_wherever_they_are_and_go(
     for model in (result.model, load_model(target)):
         np.testing.assert_allclose(Oracle(model).run(feeds)["y"], wanted["y"], rtol=1e-5)
     onnx.checker.check_model(target, full_check=True)
+
+
+def test_op_that_computes_a_weight_is_kept_though_its_reader_gets_another() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[N,2,4,4] x) => (float[N,2,2,2] y)
+        <float[2] k = {2, 3}> { a = Transpose<perm = [1, 0, 2, 3]>(w) c = Conv(x, a) b = Unsqueeze(k, i) y = Mul(c, b) }"""
+    proto = onnx.parser.parse_model(text)
+    arrays = {"w": np.ones((2, 2, 3, 3), np.float32), "i": np.array([1, 2])}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
+    assert ops(bnfold.optimize(proto).model) == {"Conv": 1}
+    assert ops(bnfold.optimize(proto, options=OptimizeOptions(keep=("a",))).model) == {"Transpose": 1, "Conv": 1}

@@ -24,7 +24,8 @@ from bnfold.fold.constant_folding import fold_constants
 from bnfold.fold.fusions import part_of_fusions
 from bnfold.fold.ledger import Fate, Ledger
 from bnfold.fold.merge import Merge, Merger, attributes_for
-from bnfold.fold.plan import Planner
+from bnfold.fold.padding import exposes_pad
+from bnfold.fold.plan import EXPOSING, Planner
 from bnfold.fold.report import (
     Collapsed,
     Direction,
@@ -111,7 +112,7 @@ def fold(
     Returns:
         Exactly one record for each batch norm, and those of other affines.
     """
-    graph = ModelGraph(model)
+    graph = ModelGraph(model, spared)
     with _names(graph):
         return _fold(graph, selected, spared, merge=merge, tidy=tidy)
 
@@ -162,7 +163,7 @@ def _prepared(graph: ModelGraph, selected: Selection, *, tidy: bool) -> ModelGra
         gone = tidy and take_idle_ops_away(graph, selected)
         if not fold_constants(graph, selected) and not gone:
             return graph
-        graph = ModelGraph(graph.model)  # of which more is known now
+        graph = ModelGraph(graph.model, spared=graph.spared)  # of which more is known now
 
 
 def _sweep_all(run: _Run) -> None:
@@ -253,6 +254,9 @@ def _drop_identity(run: _Run, site: Site) -> bool:
         alone = Refusal(Reason.GRAPH_OUTPUT, f"it changes nothing, and gives {source.name} its name as an output")
         run.ledger.note(Fate.of(site, Kept(alone)))
         return False
+    if exposes_pad(source, output, run.graph):
+        run.ledger.note(Fate.of(site, Kept(EXPOSING)))
+        return False
     run.graph.bypass(site.nodes, source, output, rename=rename)
     run.ledger.note(Fate.of(site, Folded(Direction.IDENTITY, (), ())))
     return True
@@ -321,7 +325,7 @@ def _collapse_chains(run: _Run) -> bool:
     """Make one op of each chain of affines that could go nowhere; whether there was one."""
     collapsed = False
     for _, site in _walk(run):
-        if isinstance(site, Refusal) or len(site.nodes) < 2:
+        if isinstance(site, Refusal) or len(site.nodes) < 2 or site.affine.is_identity:
             continue
         new = single_op(site.affine, site.output, run.graph)
         if new is None:

@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from bnfold.affine import ChannelAffine
 from bnfold.fold.absorb import Pending
 from bnfold.fold.commute import RULES
 from bnfold.fold.plan import view_of
 from bnfold.fold.report import Refusal
-from bnfold.graph import ModelGraph, input_of
+from bnfold.graph import ModelGraph, input_of, integers
 
 #: Bounds of a Slice from here on mean "to the end": exporters write the largest integer of some type.
 _TO_THE_END = 2**31 - 1
@@ -23,22 +22,6 @@ def is_noop(node: ir.Node, graph: ModelGraph) -> bool:
     """Whether the first output of an op of the default domain is its first input, and nobody reads its others."""
     test = _NOOPS.get(node.op_type)
     return test is not None and node.inputs[0] is not None and test(node, graph)
-
-
-def integers(node: ir.Node, index: int, graph: ModelGraph, attribute: str = "") -> NDArray[np.int64] | None:
-    """A constant input as a vector; an empty one where it is left out, None where it is none of integers.
-
-    Args:
-        node: the op.
-        index: of the input.
-        graph: the model.
-        attribute: what the input was in operator sets before it became one.
-    """
-    value = node.inputs[index] if index < len(node.inputs) else None
-    if value is None:
-        return np.array(node.attributes.get_ints(attribute, ()), np.int64)
-    array = graph.constants.array(value)
-    return None if array is None or array.dtype.kind not in "iu" else array.reshape(-1).astype(np.int64)
 
 
 def _reads_one(node: ir.Node) -> bool:

@@ -16,9 +16,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bnfold.fold.noops import integers
 from bnfold.fold.sites import Selection
-from bnfold.graph import ModelGraph, attributes_of, in_default_domain, input_of
+from bnfold.graph import ModelGraph, attributes_of, in_default_domain, input_of, integers
 
 #: Of batch and channels, which none of the ops below slides along.
 _LEADING = 2
@@ -50,6 +49,40 @@ def pad_in_place(node: ir.Node, graph: ModelGraph, selected: Selection) -> bool:
         graph.set_attributes(reader, change)
     graph.bypass([node], input_of(node, 0), padded, rename=False)
     return True
+
+
+def exposes_pad(source: ir.Value, output: ir.Value, graph: ModelGraph) -> bool:
+    """Whether without the ops between two values a Pad would stand alone before a pool that it cannot go into.
+
+    ONNX Runtime (as of 1.31) takes a Pad with zeros into whatever pool alone reads it: a MaxPool then pads with less
+    than any number, and a pool whose window may lie in the padding altogether is not loaded.
+    """
+    return _is_alone(source) and _is_alone(output) and _is_pad_before_pool(source, *next(iter(output.uses())), graph)
+
+
+def would_be_exposed(node: ir.Node, graph: ModelGraph) -> bool:
+    """Whether the same would come of removing a node because nobody reads it."""
+    return any(_leaves_a_pool(value, node, graph) for value in node.inputs if value is not None)
+
+
+def _leaves_a_pool(value: ir.Value, node: ir.Node, graph: ModelGraph) -> bool:
+    others = [(user, index) for user, index in value.uses() if user is not node]
+    return len(others) == 1 and not value.is_graph_output() and _is_pad_before_pool(value, *others[0], graph)
+
+
+def _is_alone(value: ir.Value) -> bool:
+    return len(value.uses()) == 1 and not value.is_graph_output()
+
+
+def _is_pad_before_pool(padded: ir.Value, reader: ir.Node, index: int, graph: ModelGraph) -> bool:
+    """Whether ``padded`` comes from a Pad, and its reader is a pool that cannot pad by itself as much as that does."""
+    pad = padded.producer()
+    if pad is None or pad.op_type != "Pad" or not in_default_domain(pad) or index != 0:
+        return False
+    if reader.op_type not in ("MaxPool", "AveragePool") or not in_default_domain(reader):
+        return False
+    added = _added(pad, graph)
+    return added is None or _change(reader, added, graph) is None
 
 
 def _added(node: ir.Node, graph: ModelGraph) -> NDArray[np.int64] | None:
@@ -84,7 +117,8 @@ def _change(reader: ir.Node, added: NDArray[np.int64], graph: ModelGraph) -> Map
     attributes = attributes_of(reader)
     if attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return None
-    own = np.array(attributes.get("pads") or np.zeros(added.size), np.int64)
+    told = attributes.get("pads") if attributes.get("auto_pad", "NOTSET") == "NOTSET" else None
+    own = np.array(told or np.zeros(added.size), np.int64)
     if own.size != added.size or (own < 0).any():
         return None
     pads = own.reshape(added.shape) + added

@@ -18,6 +18,7 @@ from bnfold.fold.affine_ops import expressible, is_single_op
 from bnfold.fold.commute import RULES, OpView
 from bnfold.fold.commute.rule import Crossing
 from bnfold.fold.linear_ops import LINEAR_OPS
+from bnfold.fold.padding import exposes_pad
 from bnfold.fold.recurrent import RECURRENT_OPS
 from bnfold.fold.report import Direction, Reason, Refusal
 from bnfold.fold.search import TOO_FAR, Carry, Plan, Search, Use, with_choices
@@ -26,6 +27,11 @@ from bnfold.graph import ModelGraph, attributes_of, in_default_domain, input_of,
 
 #: Ops that carry values over in steps, which no affine crosses unchanged.
 _ROUNDING = frozenset({"DequantizeLinear", "QuantizeLinear"})
+
+#: Why what stands between a Pad and a pool stays.
+EXPOSING = Refusal(
+    Reason.PADDING, "without it, ONNX Runtime would take the Pad before it into the pool behind it, wrongly"
+)
 
 #: Why ops refuse a shift that may take a scale.
 _REFUSING_SHIFTS = frozenset({Reason.NONZERO_SHIFT, Reason.NO_BIAS, Reason.PADDING})
@@ -55,6 +61,8 @@ class Planner:
         A MatMul has no bias to take a shift: it takes the scale, and the shift stays as one Add, which is what
         MatMul and bias have always been. Worth it unless the site was no more than that Add.
         """
+        if exposes_pad(site.source, site.output, self.graph):
+            return EXPOSING
         plan = self._backward(site, site.affine, ChannelAffine.identity())
         if isinstance(plan, Refusal) and plan.reason is Reason.NO_BIAS and site.affine.has_scale:
             return self._backward(site, site.affine.scale_only(), site.affine.shift_only())
@@ -68,6 +76,8 @@ class Planner:
         than an Add, and ONNX Runtime computes it among convolutions in the layout that it has there. Not in float16,
         whose range ``x + t/s`` may leave where ``s·x + t`` does not.
         """
+        if exposes_pad(site.source, site.output, self.graph):
+            return EXPOSING
         plan = self._forward(site, site.affine, ChannelAffine.identity())
         if not isinstance(plan, Refusal) or plan.reason not in _REFUSING_SHIFTS or len(site.nodes) < 2:
             return plan

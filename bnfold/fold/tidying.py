@@ -18,10 +18,10 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.fold.noops import integers, is_noop
-from bnfold.fold.padding import pad_in_place
+from bnfold.fold.noops import is_noop
+from bnfold.fold.padding import exposes_pad, pad_in_place, would_be_exposed
 from bnfold.fold.sites import Selection, Site, is_batch_norm, read_affine
-from bnfold.graph import ModelGraph, in_default_domain, input_of
+from bnfold.graph import ModelGraph, in_default_domain, input_of, integers
 from bnfold.shapes import Dim
 
 #: Ops that give the same elements in the same order another shape.
@@ -42,10 +42,9 @@ def take_idle_ops_away(graph: ModelGraph, selected: Selection) -> bool:
     for node in list(graph.nodes()):
         if node.graph is None or not in_default_domain(node) or not selected(node):
             continue
-        if is_noop(node, graph):
-            changed |= _take_away(node, input_of(node, 0), graph)
-        elif (origin := _origin(node, graph)) is not None:
-            changed |= _take_away(node, origin, graph)
+        source = input_of(node, 0) if is_noop(node, graph) else _origin(node, graph)
+        if source is not None:
+            changed |= not exposes_pad(source, node.outputs[0], graph) and _take_away(node, source, graph)
         elif node.op_type == "SplitToSequence":
             changed |= _split_at_once(node, graph, selected)
         elif node.op_type == "Transpose":
@@ -249,6 +248,8 @@ def _drop_unread(graph: ModelGraph, selected: Selection) -> bool:
             continue
         is_read = any(output.uses() or output.is_graph_output() for output in node.outputs)
         if is_read or is_batch_norm(node) or isinstance(read_affine(node, graph, {}), Site) or _has_body(node):
+            continue
+        if would_be_exposed(node, graph):
             continue
         graph.remove([node])
         changed = True
