@@ -108,6 +108,7 @@ def test_branches_of_which_one_pads_by_a_pad_merge() -> None:
 #: What stands between a Pad and a pool, or beside them, and without which ONNX Runtime would take one into the other.
 BETWEEN = [
     ("a scale", "c = Conv(x, v) p = Pad(c, frame) m = Mul(p, k5) y = MaxPool<kernel_shape=[3,4]>(m)"),
+    ("a scale that a batch norm behind would take", "p = Pad(x, frame) m = Mul(p, k) a = MaxPool<kernel_shape=[3,4]>(m) y = BatchNormalization(a, scale, bias, mean, var)"),
     ("scales that cancel out", "p = Pad(x, frame) m = Mul(p, half) d = Div(m, half) y = MaxPool<kernel_shape=[3,4]>(d)"),
     ("a shape there and back", "p = Pad(x, frame) a = Flatten(p) b = Reshape(a, back) y = MaxPool<kernel_shape=[3,4]>(b)"),
     ("what nobody reads", "p = Pad(x, frame) a = Relu(p) y = MaxPool<kernel_shape=[3,4]>(p)"),
@@ -118,7 +119,12 @@ BETWEEN = [
 @pytest.mark.parametrize("body", [row[1] for row in BETWEEN], ids=[row[0] for row in BETWEEN])
 def test_pad_does_not_come_to_stand_alone_before_a_pool(body: str, tmp_path: Path) -> None:
     """ONNX Runtime pads a MaxPool with less than any number, and does not load a window within the padding."""
-    arrays = ARRAYS | constants(k5=(5, 1, 1)) | {"back": np.array([-1, 3, 9, 14])}
+    arrays = (
+        ARRAYS
+        | norm(3)
+        | constants(k5=(5, 1, 1))
+        | {"k": np.array([2.0, 3.0, 1.5]).reshape(3, 1, 1), "back": np.array([-1, 3, 9, 14])}
+    )
     head = "g (float[N,3,8,9] x) => (float[A,B,C,D] y)"
     text = f"{head} {{ {body} }}"
     singles = {name: a.astype(np.float32) if a.dtype == float else a for name, a in used(text, arrays).items()}

@@ -23,6 +23,7 @@ import onnx_ir as ir
 from bnfold.affine import ChannelAffine
 from bnfold.fold.affine_ops import expressible
 from bnfold.fold.commute import RULES
+from bnfold.fold.padding import exposes_pad
 from bnfold.fold.plan import Planner, readers_to_change, view_of
 from bnfold.fold.report import Kind, Reason, Refusal
 from bnfold.fold.search import TOO_FAR, Plan, Search, with_choices
@@ -65,7 +66,7 @@ def balanced(planner: Planner, site: Site) -> Plan | None:
 
     None where that cannot be: the report tells why the site could go neither backward nor forward by itself.
     """
-    if not _may_divide(site, planner.graph):
+    if not _may_divide(site, planner.graph) or exposes_pad(site.source, site.output, planner.graph):
         return None
     search = with_choices(site, lambda search: _search(planner, search))
     plan = search if isinstance(search, Refusal) else search.forward_plan(ChannelAffine.identity())
