@@ -265,15 +265,14 @@ class ModelGraph:
             producer = current.producer()
             if producer is None:
                 self._drop_initializer(current)
-            elif producer.graph is not None and _is_dead(producer) and may_go(producer) and not self.spared(producer):
+            elif producer.graph is not None and is_dead(producer) and may_go(producer) and not self.spared(producer):
                 stack.extend(v for v in producer.inputs if v is not None)
                 producer.graph.remove(producer, safe=True)
 
     def _is_arithmetic(self, node: ir.Node) -> bool:
         """Whether a node computes integers, and holds no graph: it is no site, and has absorbed nothing."""
         dtypes = [self.shapes.dtype(output) for output in node.outputs]
-        has_body = any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
-        return in_default_domain(node) and not has_body and all(d is not None and d.is_integer() for d in dtypes)
+        return in_default_domain(node) and not has_body(node) and all(d is not None and d.is_integer() for d in dtypes)
 
     def _is_constant_op(self, node: ir.Node) -> bool:
         """Whether the node computes a constant; a dead branch that the user left in the graph is not ours."""
@@ -290,7 +289,18 @@ class ModelGraph:
         self._names[value.name] -= 1
 
 
-def _is_dead(node: ir.Node) -> bool:
+def has_body(node: ir.Node) -> bool:
+    """Whether a node holds graphs, as an If or a Loop does."""
+    return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+
+
+def is_read_once(value: ir.Value) -> bool:
+    """Whether one input of one node reads ``value``, and no caller does."""
+    return len(value.uses()) == 1 and not value.is_graph_output()
+
+
+def is_dead(node: ir.Node) -> bool:
+    """Whether nobody reads anything of a node."""
     return not any(output.uses() or output.is_graph_output() for output in node.outputs)
 
 

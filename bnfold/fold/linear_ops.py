@@ -110,36 +110,23 @@ def _whole_bias(stored: Array, channels: int, _attributes: Attributes) -> Array 
 
 _BIAS = BiasSlot(index=2, read=_whole_bias, stored=lambda bias, _present, _attributes: bias)
 
+_CONV = LinearOp(
+    bias=_BIAS,
+    kernel=_conv_kernel,
+    taps=lambda shape: shape[2:],
+    stored=_conv_stored,
+    input_axis=lambda _rank, _attributes: 1,
+    output_axis=lambda _rank: 1,
+    shift_before=_conv_shift,
+)
+
 #: The ops of ONNX that are linear, and absorb an affine before and after them.
 LINEAR_OPS: Mapping[str, LinearOp] = {
-    "Conv": LinearOp(
-        bias=_BIAS,
-        kernel=_conv_kernel,
-        taps=lambda shape: shape[2:],
-        stored=_conv_stored,
-        input_axis=lambda _rank, _attributes: 1,
-        output_axis=lambda _rank: 1,
-        shift_before=_conv_shift,
+    "Conv": _CONV,
+    "ConvTranspose": replace(
+        _CONV, kernel=_transposed_kernel, stored=_transposed_stored, shift_before=_transposed_shift
     ),
-    "ConvTranspose": LinearOp(
-        bias=_BIAS,
-        kernel=_transposed_kernel,
-        taps=lambda shape: shape[2:],
-        stored=_transposed_stored,
-        input_axis=lambda _rank, _attributes: 1,
-        output_axis=lambda _rank: 1,
-        shift_before=_transposed_shift,
-    ),
-    "DeformConv": LinearOp(
-        bias=replace(_BIAS, index=3),
-        kernel=_conv_kernel,
-        taps=lambda shape: shape[2:],
-        stored=_conv_stored,
-        input_axis=lambda _rank, _attributes: 1,
-        output_axis=lambda _rank: 1,
-        shift_before=_deformed_shift,
-        window_is_data=True,
-    ),
+    "DeformConv": replace(_CONV, bias=replace(_BIAS, index=3), shift_before=_deformed_shift, window_is_data=True),
     "Gemm": LinearOp(
         bias=_BIAS,
         kernel=_gemm_kernel,

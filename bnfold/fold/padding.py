@@ -17,7 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnfold.fold.sites import Selection
-from bnfold.graph import ModelGraph, attributes_of, in_default_domain, input_of, integers
+from bnfold.graph import ModelGraph, attributes_of, in_default_domain, input_of, integers, is_read_once
 
 #: Of batch and channels, which none of the ops below slides along.
 _LEADING = 2
@@ -57,7 +57,9 @@ def exposes_pad(source: ir.Value, output: ir.Value, graph: ModelGraph) -> bool:
     ONNX Runtime (as of 1.31) takes a Pad with zeros into whatever pool alone reads it: a MaxPool then pads with less
     than any number, and a pool whose window may lie in the padding altogether is not loaded.
     """
-    return _is_alone(source) and _is_alone(output) and _is_pad_before_pool(source, *next(iter(output.uses())), graph)
+    return (
+        is_read_once(source) and is_read_once(output) and _is_pad_before_pool(source, *next(iter(output.uses())), graph)
+    )
 
 
 def would_be_exposed(node: ir.Node, graph: ModelGraph) -> bool:
@@ -68,10 +70,6 @@ def would_be_exposed(node: ir.Node, graph: ModelGraph) -> bool:
 def _leaves_a_pool(value: ir.Value, node: ir.Node, graph: ModelGraph) -> bool:
     others = [(user, index) for user, index in value.uses() if user is not node]
     return len(others) == 1 and not value.is_graph_output() and _is_pad_before_pool(value, *others[0], graph)
-
-
-def _is_alone(value: ir.Value) -> bool:
-    return len(value.uses()) == 1 and not value.is_graph_output()
 
 
 def _is_pad_before_pool(padded: ir.Value, reader: ir.Node, index: int, graph: ModelGraph) -> bool:
@@ -115,9 +113,10 @@ def _value(node: ir.Node, graph: ModelGraph) -> float | None:
 def _change(reader: ir.Node, added: NDArray[np.int64], graph: ModelGraph) -> Mapping[str, Any] | None:
     """The attributes by which an op pads by so much more; None where it cannot."""
     attributes = attributes_of(reader)
-    if attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+    auto_pad = attributes.get("auto_pad", "NOTSET")
+    if auto_pad not in ("NOTSET", "VALID"):
         return None
-    told = attributes.get("pads") if attributes.get("auto_pad", "NOTSET") == "NOTSET" else None
+    told = attributes.get("pads") if auto_pad == "NOTSET" else None
     own = np.array(told or np.zeros(added.size), np.int64)
     if own.size != added.size or (own < 0).any():
         return None

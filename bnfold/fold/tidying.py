@@ -21,7 +21,7 @@ import onnx_ir as ir
 from bnfold.fold.noops import is_noop
 from bnfold.fold.padding import exposes_pad, pad_in_place, would_be_exposed
 from bnfold.fold.sites import Selection, Site, is_batch_norm, read_affine
-from bnfold.graph import ModelGraph, in_default_domain, input_of, integers
+from bnfold.graph import ModelGraph, has_body, in_default_domain, input_of, integers, is_dead, is_read_once
 from bnfold.shapes import Dim
 
 #: Ops that give the same elements in the same order another shape.
@@ -176,8 +176,7 @@ def _relayout_before(node: ir.Node, graph: ModelGraph, selected: Selection) -> i
     before = between.producer() if graph.constants.array(between) is None else None
     if before is None or before.op_type not in _RELAYOUTS or not in_default_domain(before) or not selected(before):
         return None
-    alone = len(between.uses()) == 1 and not between.is_graph_output()
-    return before if alone and before.graph is node.graph else None
+    return before if is_read_once(between) and before.graph is node.graph else None
 
 
 # 5. Back to the shape that was there
@@ -219,7 +218,7 @@ def _transpose_at_once(node: ir.Node, graph: ModelGraph, selected: Selection) ->
     if before is None or before.op_type != "Transpose" or not in_default_domain(before) or not selected(before):
         return False
     first, second = _order(before, graph), _order(node, graph)
-    alone = len(between.uses()) == 1 and not between.is_graph_output() and before.graph is node.graph
+    alone = is_read_once(between) and before.graph is node.graph
     if not alone or first is None or second is None or len(first) != len(second):
         return False
     graph.set_attributes(node, {"perm": [first[axis] for axis in second]})
@@ -246,16 +245,11 @@ def _drop_unread(graph: ModelGraph, selected: Selection) -> bool:
     for node in reversed(list(graph.nodes())):
         if node.graph is None or not in_default_domain(node) or not selected(node) or not node.outputs:
             continue
-        is_read = any(output.uses() or output.is_graph_output() for output in node.outputs)
-        if is_read or is_batch_norm(node) or isinstance(read_affine(node, graph, {}), Site) or _has_body(node):
+        # A body may hold sites, and ops of other domains.
+        if not is_dead(node) or is_batch_norm(node) or isinstance(read_affine(node, graph, {}), Site) or has_body(node):
             continue
         if would_be_exposed(node, graph):
             continue
         graph.remove([node])
         changed = True
     return changed
-
-
-def _has_body(node: ir.Node) -> bool:
-    """Whether a node holds graphs, in which there may be sites and ops of other domains."""
-    return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())

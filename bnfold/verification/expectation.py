@@ -14,7 +14,6 @@ from bnfold.errors import ModelError
 from bnfold.progress import Progress
 from bnfold.session import PROVIDERS
 from bnfold.verification.double import NotInFloat64Error
-from bnfold.verification.growth import RECURRENT
 from bnfold.verification.inputs import Feed, drawn_feeds
 from bnfold.verification.interface import Interface
 from bnfold.verification.measurement import Measurement
@@ -23,7 +22,7 @@ from bnfold.verification.oracle import Oracle
 from bnfold.verification.randomness import undecided_output
 from bnfold.verification.sameness import fingerprint
 from bnfold.verification.sizes import USUAL, Sizes
-from bnfold.verification.specs import input_specs
+from bnfold.verification.specs import RECURRENT, input_specs
 from bnfold.verification.subject import Subject
 from bnfold.verification.user_inputs import user_feeds
 from bnfold.verification.verdict import ReferenceKind

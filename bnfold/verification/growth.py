@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 from bnfold.graph import in_default_domain
 from bnfold.verification.metrics import deviation, is_float, scale_of
 from bnfold.verification.regions import Network, Region, Trial
+from bnfold.verification.specs import RECURRENT
 
 Array = NDArray[Any]
-
-#: Operators that read their own results, step after step.
-RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 
 #: By how much inputs are moved, relative to themselves: about what each step rounds.
 _MOVED = 2.0**-51

@@ -28,9 +28,11 @@ _HANDED_ON = frozenset(
     }
 )
 
-#: Operators that take the lengths of sequences, and the input at which they do. Where it is not known how long the data
-#: is, each sequence is of one step: an open axis may be given that length, if it looks like one of samples.
-_RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
+#: Operators that read their own results, step after step.
+RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
+
+#: The input at which they take the lengths of sequences. Where it is not known how long the data is, each sequence is
+#: of one step: an open axis may be given that length, if it looks like one of samples.
 _LENGTHS, _SHORTEST = 4, 1
 
 #: Integers that only ever become numbers are drawn between minus this and this.
@@ -131,7 +133,7 @@ def _table_rows(node: ir.Node, index: int) -> int | None:
 
 
 def _takes_lengths(node: ir.Node) -> bool:
-    return node.op_type in _RECURRENT and len(node.inputs) > _LENGTHS and node.inputs[_LENGTHS] is not None
+    return node.op_type in RECURRENT and len(node.inputs) > _LENGTHS and node.inputs[_LENGTHS] is not None
 
 
 def _longest(node: ir.Node, shapes: ShapeTable) -> int:
